@@ -1,0 +1,154 @@
+"""Facts about Cityscapes: the label table, the camera and the file names.
+
+Nothing here computes; the rest of the package derives its class lists from
+`LABELS` and never spells out an index.
+
+References:
+ - [Label definitions](https://github.com/mcordts/cityscapesScripts), file
+   `cityscapesscripts/helpers/labels.py`
+ - [Cityscapes](https://www.cityscapes-dataset.com/dataset-overview/)
+"""
+
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Label(NamedTuple):
+    """One row of the official label table.
+
+    `id` is the value in `*_labelIds.png`, `train_id` the class index in the
+    19-class benchmark (255: none), `has_instances` says whether single objects
+    are annotated, `ignored` whether the official evaluation skips the pixels.
+    """
+
+    name: str
+    id: int
+    train_id: int
+    category: str
+    has_instances: bool
+    ignored: bool
+    color: tuple[int, int, int]
+
+
+LABELS = (
+    Label("unlabeled", 0, 255, "void", False, True, (0, 0, 0)),
+    Label("ego vehicle", 1, 255, "void", False, True, (0, 0, 0)),
+    Label("rectification border", 2, 255, "void", False, True, (0, 0, 0)),
+    Label("out of roi", 3, 255, "void", False, True, (0, 0, 0)),
+    Label("static", 4, 255, "void", False, True, (0, 0, 0)),
+    Label("dynamic", 5, 255, "void", False, True, (111, 74, 0)),
+    Label("ground", 6, 255, "void", False, True, (81, 0, 81)),
+    Label("road", 7, 0, "flat", False, False, (128, 64, 128)),
+    Label("sidewalk", 8, 1, "flat", False, False, (244, 35, 232)),
+    Label("parking", 9, 255, "flat", False, True, (250, 170, 160)),
+    Label("rail track", 10, 255, "flat", False, True, (230, 150, 140)),
+    Label("building", 11, 2, "construction", False, False, (70, 70, 70)),
+    Label("wall", 12, 3, "construction", False, False, (102, 102, 156)),
+    Label("fence", 13, 4, "construction", False, False, (190, 153, 153)),
+    Label("guard rail", 14, 255, "construction", False, True, (180, 165, 180)),
+    Label("bridge", 15, 255, "construction", False, True, (150, 100, 100)),
+    Label("tunnel", 16, 255, "construction", False, True, (150, 120, 90)),
+    Label("pole", 17, 5, "object", False, False, (153, 153, 153)),
+    Label("polegroup", 18, 255, "object", False, True, (153, 153, 153)),
+    Label("traffic light", 19, 6, "object", False, False, (250, 170, 30)),
+    Label("traffic sign", 20, 7, "object", False, False, (220, 220, 0)),
+    Label("vegetation", 21, 8, "nature", False, False, (107, 142, 35)),
+    Label("terrain", 22, 9, "nature", False, False, (152, 251, 152)),
+    Label("sky", 23, 10, "sky", False, False, (70, 130, 180)),
+    Label("person", 24, 11, "human", True, False, (220, 20, 60)),
+    Label("rider", 25, 12, "human", True, False, (255, 0, 0)),
+    Label("car", 26, 13, "vehicle", True, False, (0, 0, 142)),
+    Label("truck", 27, 14, "vehicle", True, False, (0, 0, 70)),
+    Label("bus", 28, 15, "vehicle", True, False, (0, 60, 100)),
+    Label("caravan", 29, 255, "vehicle", True, True, (0, 0, 90)),
+    Label("trailer", 30, 255, "vehicle", True, True, (0, 0, 110)),
+    Label("train", 31, 16, "vehicle", True, False, (0, 80, 100)),
+    Label("motorcycle", 32, 17, "vehicle", True, False, (0, 0, 230)),
+    Label("bicycle", 33, 18, "vehicle", True, False, (119, 11, 32)),
+)
+
+LABEL_IDS = {label.name: label.id for label in LABELS}
+SKY_ID = LABEL_IDS["sky"]
+EVALUATED = tuple(label for label in LABELS if not label.ignored)
+THING_IDS = tuple(label.id for label in EVALUATED if label.has_instances)
+
+# An instance id of 1000 or more is `label_id * 1000 + number`; below, it is the
+# label id of stuff or of a group whose members were not told apart.
+FIRST_INSTANCE_ID = 1000
+
+# The class indices a network may predict, by the name of the label set.
+LABEL_SETS = {
+    "ids": LABELS,
+    "train": EVALUATED,
+}
+
+
+class Camera(NamedTuple):
+    """A pinhole stereo camera: focal lengths and centre in pixels, baseline and
+    mounting height in metres, downward pitch in radians."""
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    baseline: float
+    height: float
+    pitch: float
+
+
+IMAGE_SIZE = (1024, 2048)
+CAMERA = Camera(  # the camera.json of the Aachen sequences, for IMAGE_SIZE
+    fx=2262.52,
+    fy=2265.30,
+    cx=1096.98,
+    cy=513.137,
+    baseline=0.209313,
+    height=1.22,
+    pitch=0.038,
+)
+
+# What a frame consists of: the folder and the end of the file name.
+FILES = {
+    "image": ("leftImg8bit", "_leftImg8bit.png"),
+    "semantic": ("gtFine", "_gtFine_labelIds.png"),
+    "instance": ("gtFine", "_gtFine_instanceIds.png"),
+    "disparity": ("disparity", "_disparity.png"),
+}
+
+
+def frame_path(root, split, frame_id, kind):
+    """Path of one file of a frame.
+
+    Args:
+        root: the unpacked tree.
+        split: str, a folder such as `"train"`.
+        frame_id: str, `{city}_{sequence}_{frame}`.
+        kind: str, a key of `FILES`.
+    """
+    folder, ending = FILES[kind]
+    city = frame_id.split("_")[0]
+    return pathlib.Path(root) / folder / split / city / (frame_id + ending)
+
+
+def class_index_table(label_set):
+    """Class index of every label id, `(256,)` int32, -1 where there is none."""
+    table = np.full(256, -1, np.int32)
+    for index, label in enumerate(LABEL_SETS[label_set]):
+        table[label.id] = index
+    return table
+
+
+def evaluated_index_table(label_set):
+    """Index 0..18 among the evaluated classes of every class index of a label
+    set, `(num_classes,)` int32, -1 for the classes the evaluation ignores."""
+    return np.array(
+        [-1 if label.ignored else label.train_id for label in LABEL_SETS[label_set]],
+        np.int32,
+    )
+
+
+def color_table():
+    """Official colour of every label id, `(34, 3)` uint8 RGB."""
+    return np.array([label.color for label in LABELS], np.uint8)
