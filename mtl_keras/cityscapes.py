@@ -118,7 +118,7 @@ FILES = {
 }
 
 
-def frame_path(root, split, frame_id, kind):
+def frame_path(root, split, frame_id, kind, city=None):
     """Path of one file of a frame.
 
     Args:
@@ -126,9 +126,11 @@ def frame_path(root, split, frame_id, kind):
         split: str, a folder such as `"train"`.
         frame_id: str, `{city}_{sequence}_{frame}`.
         kind: str, a key of `FILES`.
+        city: str, the folder below the split. Defaults to the first part of
+            `frame_id`.
     """
     folder, ending = FILES[kind]
-    city = frame_id.split("_")[0]
+    city = city or frame_id.split("_")[0]
     return pathlib.Path(root) / folder / split / city / (frame_id + ending)
 
 

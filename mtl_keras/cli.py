@@ -1,0 +1,362 @@
+"""Options of the scripts and their parsers.
+
+A setting is declared once, as a field of a frozen dataclass with its help text
+and, where needed, the function that reads it. This module imports nothing heavy,
+so that `--help` answers at once.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import re
+import sys
+
+from mtl_keras.errors import UserError
+from mtl_keras.recipes import RECIPES
+
+TASKS = ("semantic", "instance", "depth")
+
+
+def _option(default, help, parse=None, choices=None):
+    metadata = {"help": help, "parse": parse or type(default), "choices": choices}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def parse_size(text):
+    """`"128x256"` to `(128, 256)`, height first."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match or min(map(int, match.groups())) < 32:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no image size: write HEIGHTxWIDTH in pixels, each at "
+            "least 32, such as 128x256"
+        )
+    return tuple(map(int, match.groups()))
+
+
+def parse_tasks(text):
+    """`"semantic,depth"` to `("semantic", "depth")`, in the order of `TASKS`."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        _check_task(name)
+    return tuple(task for task in TASKS if task in names)
+
+
+def parse_weights(text):
+    """`"semantic=0.8,depth=0.2"` to `{"semantic": 0.8, "depth": 0.2}`."""
+    weights = {}
+    for task, value in _parse_pairs(text):
+        try:
+            weights[task] = float(value)
+        except ValueError:
+            weights[task] = -1.0
+        if not 0 <= weights[task] < float("inf"):
+            raise argparse.ArgumentTypeError(
+                f"the weight of {task} must be a number of 0 or more, not {value!r}"
+            )
+    return weights
+
+
+def parse_likelihoods(text):
+    """`"semantic=softmax,depth=laplace"` to a dict."""
+    known = ("softmax", "gaussian", "laplace", "mtl")
+    likelihoods = dict(_parse_pairs(text))
+    for task, name in likelihoods.items():
+        if name not in known:
+            raise argparse.ArgumentTypeError(
+                f"unknown likelihood {name!r} of {task}: choose of {', '.join(known)}"
+            )
+    return likelihoods
+
+
+def parse_range(text):
+    """`"0.2,1"` to `(0.2, 1.0)`; one number stands for both ends."""
+    try:
+        ends = [float(end) for end in text.split(",")]
+    except ValueError:
+        ends = []
+    if len(ends) not in (1, 2) or not 0 < ends[0] <= ends[-1] < float("inf"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no range of variances: write LOW,HIGH, such as 0.2,1"
+        )
+    return ends[0], ends[-1]
+
+
+def _parse_pairs(text):
+    for pair in text.split(","):
+        task, equals, value = pair.partition("=")
+        if not equals:
+            raise argparse.ArgumentTypeError(
+                f"{pair!r} does not name a task: write TASK=VALUE,TASK=VALUE"
+            )
+        _check_task(task.strip())
+        yield task.strip(), value.strip()
+
+
+def _check_task(name):
+    if name not in TASKS:
+        raise argparse.ArgumentTypeError(
+            f"unknown task {name!r}: choose of {', '.join(TASKS)}"
+        )
+
+
+def _positive(kind):
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < float("inf"):
+            what = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{text!r} must be a {what} above 0")
+        return value
+
+    return parse
+
+
+def _not_negative(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of 0 or more")
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Train a multi-task network on street scenes with learned loss weights.
+
+    The defaults are those of the recipe; a flag that is given overrides it.
+    """
+
+    recipe: str = _option(
+        "demo", "named settings to start from", choices=tuple(RECIPES)
+    )
+    data: str = _option(
+        "", "unpacked Cityscapes tree (default: the built-in rendered streets)", str
+    )
+    output: str = _option("", "run directory (default: runs/RECIPE)", str)
+    tasks: tuple = _option(TASKS, "comma-separated tasks to train", parse_tasks)
+    weighting: str = _option(
+        "learned", "how the losses are added up", choices=("learned", "fixed")
+    )
+    task_weights: dict = _option(
+        {},
+        "fixed weights, such as semantic=0.8,instance=0.05,depth=0.15, for "
+        "--weighting fixed (default: equal weights that add up to 1)",
+        parse_weights,
+    )
+    likelihoods: dict = _option(
+        {"semantic": "softmax", "instance": "laplace", "depth": "laplace"},
+        "noise model of each task, of softmax, gaussian, laplace, mtl",
+        parse_likelihoods,
+    )
+    initial_variance: tuple = _option(
+        (1.0, 1.0),
+        "LOW,HIGH: range that the initial noise variances are drawn from",
+        parse_range,
+    )
+    architecture: str = _option(
+        "mtl", "network architecture", choices=("mtl", "kendall")
+    )
+    backbone: str = _option(
+        "small",
+        "ResNet that extracts the features",
+        choices=("small", "resnet50", "resnet101", "resnet152"),
+    )
+    decoder: str = _option(
+        "resize_conv",
+        "direct: the original's literal graph, the same function, far slower",
+        choices=("resize_conv", "direct"),
+    )
+    image_size: tuple = _option(
+        (64, 128),
+        "height and width in pixels, HxW, that frames are resized to",
+        parse_size,
+    )
+    label_set: str = _option(
+        "train",
+        "classes of the semantic output: all 34 ids, or the 19 that are evaluated",
+        choices=("ids", "train"),
+    )
+    batch_size: int = _option(16, "frames a training step", _positive(int))
+    epochs: int = _option(30, "passes over the training split", _positive(int))
+    steps: int = _option(
+        0,
+        "training steps in place of --epochs, rounded up to whole epochs "
+        "(default: as many as --epochs makes)",
+        _positive(int),
+    )
+    optimizer: str = _option("adam", "optimizer", choices=("adam", "sgd"))
+    learning_rate: float = _option(2e-3, "peak learning rate", _positive(float))
+    schedule: str = _option(
+        "cosine",
+        "course of the learning rate; poly: (1 - step / steps)^0.9",
+        choices=("constant", "poly", "cosine"),
+    )
+    weight_decay: float = _option(
+        1e-4, "decoupled weight decay of the kernels, a learning rate", _not_negative
+    )
+    sigma_learning_rate_factor: float = _option(
+        10.0, "learning rate of the log variances, in --learning-rate", _positive(float)
+    )
+    flip: bool = _option(True, "mirror half of the training frames")
+    precision: str = _option(
+        "float32",
+        "arithmetic of the network",
+        choices=("float32", "mixed_bfloat16", "mixed_float16"),
+    )
+    jit: str = _option(
+        "auto",
+        "compile with XLA; auto: on a GPU only, where it pays",
+        choices=("auto", "on", "off"),
+    )
+    seed: int = _option(0, "seed of weights, order and augmentation", int)
+    resume: bool = _option(False, "go on with the run in --output where it stopped")
+    pretrained: bool = _option(
+        False, "start from the ImageNet weights of keras.applications"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Evaluate the best checkpoint of a run and print its metric table."""
+
+    run: str = _option("runs/demo", "run directory that train.py wrote", str)
+    data: str = _option(
+        "", "Cityscapes tree to evaluate on (default: the run's data)", str
+    )
+    split: str = _option("val", "split to evaluate on", str)
+    batch_size: int = _option(16, "frames at a time", _positive(int))
+    predictions: bool = _option(
+        False, "also write the predicted maps of every frame to RUN/predictions/SPLIT"
+    )
+
+
+def parse_options(options_class, argv=None, recipes=None, positional=()):
+    """Parses the command line into an options object.
+
+    Args:
+        options_class: dataclass whose fields were made by `_option`.
+        argv: list of str. Defaults to the arguments of the process.
+        recipes: optional dict of field values by the name given with `--recipe`.
+        positional: fields that are given without a flag.
+
+    Exits with status 2 and one sentence for a wrong argument.
+    """
+    parser = argparse.ArgumentParser(
+        description=" ".join(options_class.__doc__.split()), allow_abbrev=False
+    )
+    for field in dataclasses.fields(options_class):
+        default = _default(field)
+        help = field.metadata["help"].replace("%", "%%")
+        if "default:" not in help:
+            help += f" (default: {_as_text(default)})"
+        settings = {"help": help, "default": default}
+        if isinstance(default, bool):
+            settings["action"] = argparse.BooleanOptionalAction
+        else:
+            settings["type"] = field.metadata["parse"]
+            settings["choices"] = field.metadata["choices"]
+            settings["metavar"] = None if settings["choices"] else _metavar(field.name)
+        if field.name in positional:
+            parser.add_argument(field.name, nargs="?", **settings)
+        else:
+            parser.add_argument(_flag(field.name), **settings)
+    if recipes:
+        parser.epilog = "Recipes: " + "; ".join(
+            f"{name}: {_describe(values) or 'the defaults above'}"
+            for name, values in recipes.items()
+        )
+        recipe = parser.parse_args(argv).recipe
+        parser.set_defaults(**recipes[recipe])
+    return options_class(**vars(parser.parse_args(argv)))
+
+
+def write_options(options, path):
+    """Writes options as JSON."""
+    path.write_text(json.dumps(dataclasses.asdict(options), indent=2) + "\n")
+
+
+def read_options(options_class, path):
+    """Reads what `write_options` wrote.
+
+    Raises:
+        UserError: if the file is missing or does not hold such options.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"There is no run in {path.parent}: {path.name} is missing; "
+            "train one with train.py first."
+        )
+    try:
+        values = json.loads(path.read_text())
+        values = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.items()
+        }
+        return options_class(**values)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} does not hold the options of a run ({error}); restore the file "
+            "or train into another directory."
+        ) from error
+
+
+def differing_options(first, second, ignored=()):
+    """`{flag: (first value, second value)}` of the options that differ."""
+    return {
+        _flag(field.name): (getattr(first, field.name), getattr(second, field.name))
+        for field in dataclasses.fields(first)
+        if field.name not in ignored
+        and getattr(first, field.name) != getattr(second, field.name)
+    }
+
+
+def run_script(main):
+    """Runs `main()`; a `UserError` becomes one sentence and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Interrupted; train.py --resume goes on from here.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def _metavar(name):
+    return "HxW" if name == "image_size" else name.upper()
+
+
+def _default(field):
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _describe(values):
+    return ", ".join(
+        f"{_flag(name)} {_as_text(value)}" for name, value in values.items()
+    )
+
+
+def _as_text(value):
+    """A value as one would write it behind its flag."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ",".join(f"{key}={_as_text(item)}" for key, item in value.items())
+    if isinstance(value, tuple):
+        sizes = all(isinstance(item, int) for item in value)
+        return ("x" if sizes else ",").join(map(_as_text, value))
+    return str(value)

@@ -1,0 +1,266 @@
+"""The data sets as tfds builders: `cityscapes_mtl` and `streets`.
+
+Both hold the same features, so that everything downstream is the same. Records
+are made once, by all cores, and reused until their config changes; the name of a
+config holds all that they depend on.
+"""
+
+import dataclasses
+import hashlib
+import multiprocessing
+import os
+import pathlib
+import sys
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mtl_keras import frames, streets
+from mtl_keras.cityscapes import FILES
+from mtl_keras.errors import UserError
+
+# The label files each task is made from; those in brackets are used if the tree
+# has them: depth counts the sky, which no stereo matcher sees, as disparity 0.
+KINDS_OF_TASKS = {
+    "semantic": ("semantic",),
+    "instance": ("instance",),
+    "depth": ("disparity", ["semantic"]),
+}
+STREETS_SIZES = {"train": 2000, "val": 250}
+
+
+@dataclasses.dataclass(eq=False)
+class FramesConfig(tfds.core.BuilderConfig):
+    """What the records of a builder depend on.
+
+    `source` is the tree of `cityscapes_mtl`, or the seed of `streets`; `sizes`
+    the number of scenes a split of `streets`.
+    """
+
+    image_size: tuple = (128, 256)
+    kinds: tuple = frames.LABEL_KINDS
+    source: str = ""
+    sizes: dict = dataclasses.field(default_factory=dict)
+
+
+class _FramesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Features and generation that both builders share."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        height, width = self.builder_config.image_size
+        features = {
+            "id": tfds.features.Text(),
+            "source_width": np.int32,
+            "image": tfds.features.Image(
+                shape=(height, width, 3), encoding_format="png"
+            ),
+        }
+        for kind in self.builder_config.kinds:
+            features[kind] = tfds.features.Image(
+                shape=(height, width, 1),
+                dtype=np.uint8 if kind == "semantic" else np.uint16,
+                encoding_format="png",
+            )
+        return self.dataset_info_from_configs(
+            description=self.__doc__,
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,  # the records keep the order of the frames
+        )
+
+    def _generate_examples(self, make_example, jobs):
+        notified = False
+        for job, (example, source_size) in zip(jobs, _in_parallel(make_example, jobs)):
+            if not notified and _reshapes(source_size, self.builder_config.image_size):
+                print(
+                    f"Note: {example['id']} is {source_size[0]}x{source_size[1]}; "
+                    "frames of another shape than "
+                    "{}x{} are stretched to it.".format(
+                        *self.builder_config.image_size
+                    ),
+                    file=sys.stderr,
+                )
+                notified = True
+            yield job[0].frame_id, example
+
+
+class CityscapesMtl(_FramesBuilder):
+    """Frames of an unpacked Cityscapes tree, resized.
+
+    References:
+     - [Cityscapes](https://www.cityscapes-dataset.com/dataset-overview/)
+    """
+
+    name = "cityscapes_mtl"
+
+    def _split_generators(self, dl_manager):
+        config = self.builder_config
+        listed = {
+            split: frames.list_frames(config.source, split, config.kinds)
+            for split in frames.SPLITS
+        }
+        return {
+            split: self._generate_examples(
+                _read_example, [(f, config.image_size, config.kinds) for f in files]
+            )
+            for split, files in listed.items()
+            if files
+        }
+
+
+class Streets(_FramesBuilder):
+    """Street scenes rendered by `mtl_keras.streets`."""
+
+    name = "streets"
+
+    def _split_generators(self, dl_manager):
+        config = self.builder_config
+        return {
+            split: self._generate_examples(
+                _render_example,
+                [
+                    (
+                        frames.FrameFiles(f"streets_{index:06d}_000019", {}),
+                        streets.scene_seed(int(config.source), split, index),
+                        config.image_size,
+                    )
+                    for index in range(size)
+                ],
+            )
+            for split, size in config.sizes.items()
+        }
+
+
+def prepare(data, image_size, tasks):
+    """The builder of a Cityscapes tree, or of the rendered streets if `data` is
+    empty."""
+    if data:
+        return prepare_cityscapes(data, image_size, tasks)
+    return prepare_streets(image_size)
+
+
+def prepare_cityscapes(root, image_size, tasks, data_dir="data"):
+    """The builder of a Cityscapes tree, with its records made if need be.
+
+    The records are made again when the image size, the kinds of files that the
+    tasks need, or any of the files (by name, size and time) differ.
+
+    Args:
+        root: the unpacked tree.
+        image_size: `(height, width)` of the records.
+        tasks: the tasks to be trained; only their files have to exist.
+        data_dir: where records are kept.
+
+    Raises:
+        UserError: if a file is missing or broken; nothing is kept then.
+    """
+    root = pathlib.Path(root).resolve()
+    kinds = set()
+    for task in tasks:
+        for kind in KINDS_OF_TASKS[task]:
+            if isinstance(kind, str):
+                kinds.add(kind)
+            elif frames.has_files(root, kind[0]):
+                kinds.add(kind[0])
+            elif kind[0] not in kinds:
+                print(
+                    f"Note: {root / FILES[kind[0]][0]} has no label ids, so the sky "
+                    "is masked in the depth targets.",
+                    file=sys.stderr,
+                )
+    kinds = tuple(kind for kind in frames.LABEL_KINDS if kind in kinds)
+    digest = hashlib.sha256(str(root).encode())
+    found = False
+    for split in frames.SPLITS:
+        for files in frames.list_frames(root, split, kinds):
+            found = True
+            for kind, path in sorted(files.paths.items()):
+                stat = path.stat()
+                digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode())
+    if not found:
+        folder, ending = FILES["image"]
+        raise UserError(
+            f"{root} holds no frame: there is no {folder}/SPLIT/CITY/*{ending} for "
+            f"the splits {', '.join(frames.SPLITS)}."
+        )
+    name = "{}x{}-{}-{}".format(*image_size, "-".join(kinds), digest.hexdigest()[:12])
+    config = FramesConfig(
+        name=name, image_size=tuple(image_size), kinds=kinds, source=str(root)
+    )
+    return _prepare(CityscapesMtl(config=config, data_dir=data_dir))
+
+
+def prepare_streets(image_size, sizes=None, seed=0, data_dir="data"):
+    """The builder of the rendered scenes, with its records made if need be.
+
+    Args:
+        image_size: `(height, width)` of the scenes.
+        sizes: dict, number of scenes by split. Defaults to `STREETS_SIZES`.
+        seed: int. Scenes of another seed have nothing in common.
+        data_dir: where records are kept.
+    """
+    sizes = dict(sizes or STREETS_SIZES)
+    counts = "-".join(f"{split}{size}" for split, size in sizes.items())
+    name = "{}x{}-{}-seed{}-v{}".format(*image_size, counts, seed, 1)
+    config = FramesConfig(
+        name=name, image_size=tuple(image_size), source=str(seed), sizes=sizes
+    )
+    return _prepare(Streets(config=config, data_dir=data_dir))
+
+
+def check_split(builder, split):
+    """Raises `UserError` if a builder does not have a split."""
+    if split not in builder.info.splits:
+        source = (
+            builder.builder_config.source if builder.name != "streets" else "streets"
+        )
+        raise UserError(
+            f"{source} has no frames in the split {split!r}; "
+            f"it has {', '.join(builder.info.splits)}."
+        )
+
+
+def _prepare(builder):
+    tfds.display_progress_bar = True
+    builder.download_and_prepare()
+    return builder
+
+
+def _read_example(files, image_size, kinds):
+    frame, source_size = frames.read_frame(files, image_size)
+    blank = np.zeros(image_size, np.uint8)
+    for kind in kinds:  # a frame of the test split may have no labels
+        if kind not in frame:
+            frame[kind] = blank if kind == "semantic" else blank.astype(np.uint16)
+    return _pack(files.frame_id, frame, source_size), source_size
+
+
+def _render_example(files, seed, image_size):
+    frame = streets.render_scene(seed, image_size)
+    return _pack(files.frame_id, frame, image_size), image_size
+
+
+def _pack(frame_id, frame, source_size):
+    pngs = {kind: frames.encode_png(array) for kind, array in frame.items()}
+    return {"id": frame_id, "source_width": source_size[1], **pngs}
+
+
+def _in_parallel(function, jobs):
+    """`function(*job)` of all jobs, in order, computed by all cores."""
+    workers = len(os.sched_getaffinity(0))
+    if workers == 1 or len(jobs) < 32:  # not worth the start of the workers
+        yield from (function(*job) for job in jobs)
+        return
+    # Forking a process that runs TensorFlow's threads is not safe.
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(_call, ((function, job) for job in jobs), chunksize=8)
+
+
+def _call(task):
+    function, job = task
+    return function(*job)
+
+
+def _reshapes(source_size, image_size):
+    return source_size[0] * image_size[1] != source_size[1] * image_size[0]

@@ -1,0 +1,178 @@
+"""The metrics of the tables, and the constant predictor to judge them by.
+
+Sums and counts live in the metrics' weights, so the scores do not depend on how a
+split is cut into batches.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from mtl_keras.cityscapes import EVALUATED, LABEL_SETS, evaluated_index_table
+
+
+@keras.saving.register_keras_serializable(package="mtl_keras")
+class EvaluatedMeanIoU(keras.metrics.IoU):
+    """Mean intersection over union of the 19 evaluated classes, in 0..1.
+
+    One confusion matrix of the whole split. Pixels whose true label the official
+    evaluation ignores do not count; predicting such a label where another is true
+    is a miss. Classes that neither occur nor are predicted are left out of the
+    mean.
+
+    Args:
+        label_set: str, a key of `cityscapes.LABEL_SETS`: what the class indices
+            of targets and predictions mean.
+        name: str. Defaults to `"miou"`.
+        **kwargs: passed on to `keras.metrics.IoU`.
+
+    References:
+     - `evalPixelLevelSemanticLabeling.py` of
+       [cityscapesScripts](https://github.com/mcordts/cityscapesScripts)
+    """
+
+    def __init__(self, label_set, name="miou", **kwargs):
+        super().__init__(
+            num_classes=len(EVALUATED) + 1,  # the last one: any ignored class
+            target_class_ids=range(len(EVALUATED)),
+            name=name,
+            **kwargs,
+        )
+        self.label_set = label_set
+        table = evaluated_index_table(label_set)
+        self._table = np.where(table < 0, len(EVALUATED), table)
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        table = ops.convert_to_tensor(self._table, "int32")
+        y_true = ops.take(table, ops.cast(y_true, "int32"))
+        y_pred = ops.take(table, ops.argmax(y_pred, axis=-1))
+        counts = ops.cast(y_true < len(EVALUATED), "int32")
+        if sample_weight is not None:
+            counts *= ops.cast(sample_weight > 0, "int32")
+        return super().update_state(y_true, y_pred, counts)
+
+    def per_class_iou(self):
+        """`{class name: IoU}`; `None` for a class that neither occurs nor is
+        predicted."""
+        matrix = ops.convert_to_numpy(self.total_cm).astype(np.int64)
+        hits = np.diagonal(matrix)
+        union = matrix.sum(0) + matrix.sum(1) - hits
+        return {
+            label.name: float(hits[i] / union[i]) if union[i] else None
+            for i, label in enumerate(EVALUATED)
+        }
+
+    def get_config(self):
+        return {"label_set": self.label_set, "name": self.name}
+
+
+def _euclidean_error(y_true, y_pred):
+    return ops.sqrt(ops.sum(ops.square(y_true - y_pred), axis=-1))
+
+
+def make_metrics(task, label_set):
+    """The metrics of a task, a list of `keras.metrics.Metric`.
+
+    `semantic`: `miou` and `pixel_accuracy`, 0..1. `instance`: `mean_abs` of the
+    components, `mean_l2` of the vectors and `rms` of the components, in pixels.
+    `depth`: `mean_abs` and `rms`, in pixels of disparity.
+    """
+    if task == "semantic":
+        return [
+            EvaluatedMeanIoU(label_set),
+            keras.metrics.SparseCategoricalAccuracy(name="pixel_accuracy"),
+        ]
+    metrics = [
+        keras.metrics.MeanAbsoluteError(name="mean_abs"),
+        keras.metrics.RootMeanSquaredError(name="rms"),
+    ]
+    if task == "instance":
+        metrics.append(
+            keras.metrics.MeanMetricWrapper(_euclidean_error, name="mean_l2")
+        )
+    return metrics
+
+
+class ConstantPredictor:
+    """Predicts the majority class, a zero offset and the median disparity.
+
+    What it reaches without looking at the image says how much a score is worth.
+
+    Args:
+        semantic: int, the class index to predict.
+        depth: float, the disparity to predict, in pixels.
+    """
+
+    def __init__(self, semantic=0, depth=0.0):
+        self.semantic = semantic
+        self.depth = depth
+
+    @classmethod
+    def fit(cls, batches, label_set):
+        """Finds the constants of a data set of `(images, targets, masks)`."""
+        classes = np.zeros(len(LABEL_SETS[label_set]), np.int64)
+        steps = 256  # to a pixel of disparity, as in the Cityscapes encoding
+        disparities = np.zeros(2**16, np.int64)
+        for _, targets, masks in batches:
+            valid = {task: np.asarray(mask) > 0 for task, mask in masks.items()}
+            if "semantic" in targets:
+                index = np.asarray(targets["semantic"])[valid["semantic"]]
+                classes += np.bincount(index, minlength=len(classes))
+            if "depth" in targets:
+                depth = np.asarray(targets["depth"])[valid["depth"]]
+                coded = np.clip(np.rint(depth * steps), 0, len(disparities) - 1)
+                disparities += np.bincount(
+                    coded[..., 0].astype(int), minlength=len(disparities)
+                )
+        median = np.searchsorted(np.cumsum(disparities), disparities.sum() / 2)
+        return cls(int(classes.argmax()), float(median / steps))
+
+    def predict(self, targets, label_set):
+        """Predictions in the shapes of the network's, for `targets` by task."""
+        predictions = {}
+        for task, target in targets.items():
+            shape = np.shape(target)
+            if task == "semantic":
+                one_hot = np.eye(len(LABEL_SETS[label_set]), dtype=np.float32)
+                predictions[task] = np.broadcast_to(
+                    one_hot[self.semantic], (*shape, len(one_hot))
+                )
+            else:
+                value = self.depth if task == "depth" else 0.0
+                predictions[task] = np.full(shape, value, np.float32)
+        return predictions
+
+
+class SplitScore:
+    """Scores the predictions for a split, batch by batch.
+
+    Args:
+        tasks: the tasks to score.
+        label_set: str, a key of `cityscapes.LABEL_SETS`.
+    """
+
+    def __init__(self, tasks, label_set):
+        self.metrics = {task: make_metrics(task, label_set) for task in tasks}
+        self.num_valid = dict.fromkeys(tasks, 0)
+
+    def update(self, targets, predictions, masks):
+        """Adds a batch; each argument is a dict by task."""
+        for task, metrics in self.metrics.items():
+            self.num_valid[task] += int(np.sum(np.asarray(masks[task]) > 0))
+            for metric in metrics:
+                metric.update_state(targets[task], predictions[task], masks[task])
+
+    def results(self):
+        """`{task/metric: float}`; a task without a valid pixel is left out."""
+        return {
+            f"{task}/{metric.name}": float(metric.result())
+            for task, metrics in self.metrics.items()
+            for metric in metrics
+            if self.num_valid[task]
+        }
+
+    def per_class_iou(self):
+        """`{class name: IoU or None}`, empty without the semantic task."""
+        if not self.num_valid.get("semantic"):
+            return {}
+        return self.metrics["semantic"][0].per_class_iou()

@@ -1,0 +1,212 @@
+"""The networks: dilated ResNets and the architectures on top of them."""
+
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from mtl_keras.errors import UserError
+from mtl_keras.layers import BilinearResize, ResizeConv2D
+
+
+class Backbone(NamedTuple):
+    """Size of a ResNet v1: bottleneck blocks of each of the four stages, width of
+    the first stage's 3x3 convolutions, and width of the heads that go with it."""
+
+    blocks: tuple[int, int, int, int]
+    width: int
+    head_width: int
+
+
+BACKBONES = {
+    "resnet50": Backbone((3, 4, 6, 3), 64, 512),
+    "resnet101": Backbone((3, 4, 23, 3), 64, 512),
+    "resnet152": Backbone((3, 8, 36, 3), 64, 512),
+    "small": Backbone((1, 2, 2, 2), 16, 48),
+}
+PRETRAINED = {
+    "resnet50": "ResNet50",
+    "resnet101": "ResNet101",
+    "resnet152": "ResNet152",
+}
+ARCHITECTURES = ("mtl",)
+DECODERS = ("resize_conv", "direct")
+
+IMAGENET_BGR_MEAN = (103.939, 116.779, 123.68)
+
+
+def build_network(
+    architecture="mtl",
+    backbone="resnet101",
+    image_size=(128, 256),
+    num_classes=34,
+    tasks=("semantic", "instance", "depth"),
+    weights=None,
+    decoder="resize_conv",
+):
+    """Builds the multi-task network.
+
+    `mtl` is the network of the first public code: a ResNet v1 dilated to output
+    stride 8, whose features are resized bilinearly (legacy sampling) to the image
+    size and decoded by one head a task: 3x3 convolution and ReLU, 1x1 convolution
+    and ReLU, 1x1 convolution.
+
+    Args:
+        architecture: str, one of `ARCHITECTURES`.
+        backbone: str, a key of `BACKBONES`.
+        image_size: `(height, width)` in pixels, also the size of the outputs.
+        num_classes: int. Channels of the semantic output.
+        tasks: the outputs to build, of `"semantic"`, `"instance"`, `"depth"`.
+        weights: `None` for random weights, or `"imagenet"` for the backbone of
+            `keras.applications`, downloaded on first use.
+        decoder: `"resize_conv"`, or `"direct"` for the literal graph, which
+            computes the same function from the same weights with about fifteen
+            times the arithmetic.
+
+    Returns:
+        A functional `keras.Model` from RGB images `(batch, height, width, 3)` in
+        0..255 (uint8 or float) to a dict of float32 maps of the image size:
+        `semantic` class logits `(..., num_classes)`, `instance` offsets
+        `(dy, dx)` in pixels `(..., 2)`, `depth` disparity in pixels `(..., 1)`.
+
+    Raises:
+        UserError: for a name that does not exist, or if pretrained weights cannot
+            be had.
+    """
+    _check_choice("architecture", architecture, ARCHITECTURES)
+    _check_choice("backbone", backbone, BACKBONES)
+    _check_choice("decoder", decoder, DECODERS)
+    channels = {"semantic": num_classes, "instance": 2, "depth": 1}
+    for task in tasks:
+        _check_choice("task", task, channels)
+    if min(image_size) < 32:
+        raise UserError(f"The image size must be at least 32x32, not {image_size}.")
+
+    image = keras.Input((*image_size, 3), name="image")
+    features = apply_backbone(image, backbone)
+    width = BACKBONES[backbone].head_width
+    if decoder == "direct":
+        features = BilinearResize(image_size, name="decoder_resize")(features)
+    outputs = {}
+    for task in tasks:
+        if decoder == "direct":
+            conv = keras.layers.Conv2D(
+                width, 3, padding="same", activation="relu", name=f"{task}_conv1"
+            )
+        else:
+            conv = ResizeConv2D(
+                width, 3, image_size, activation="relu", name=f"{task}_conv1"
+            )
+        x = conv(features)
+        x = keras.layers.Conv2D(width, 1, activation="relu", name=f"{task}_conv2")(x)
+        # Losses need float32 under every dtype policy.
+        outputs[task] = keras.layers.Conv2D(
+            channels[task], 1, dtype="float32", name=task
+        )(x)
+    network = keras.Model(image, outputs, name=f"{architecture}_{backbone}")
+    if weights is not None:
+        _check_choice("weights", weights, ("imagenet",))
+        load_imagenet_weights(network, backbone)
+    return network
+
+
+def apply_backbone(image, backbone, output_stride=8):
+    """Applies a ResNet v1 to RGB images in 0..255.
+
+    Layers are named as in `keras.applications`. Where the stride stops growing,
+    the 3x3 convolutions of the stage (its first block included: in this ResNet
+    the stride that is left out came before it) are dilated instead.
+
+    Args:
+        image: `(batch, height, width, 3)`.
+        backbone: str, a key of `BACKBONES`.
+        output_stride: 8, 16, or 32 for the original ResNet.
+
+    Returns:
+        Features `(batch, height / output_stride, width / output_stride,
+        32 * width)`.
+    """
+    blocks, width, _ = BACKBONES[backbone]
+    x = ops.flip(image, axis=-1)  # the pretrained weights take BGR
+    x = keras.layers.Normalization(
+        mean=IMAGENET_BGR_MEAN, variance=(1.0, 1.0, 1.0), name="normalization"
+    )(x)
+    x = keras.layers.ZeroPadding2D(3, name="conv1_pad")(x)
+    x = keras.layers.Conv2D(width, 7, strides=2, name="conv1_conv")(x)
+    x = _apply_batch_norm(x, "conv1_bn")
+    x = keras.layers.ReLU(name="conv1_relu")(x)
+    x = keras.layers.ZeroPadding2D(1, name="pool1_pad")(x)
+    x = keras.layers.MaxPooling2D(3, strides=2, name="pool1_pool")(x)
+    stride, dilation = 4, 1
+    for stage, num_blocks in enumerate(blocks):
+        step = 1 if stage == 0 else 2
+        if stride * step > output_stride:
+            step, dilation = 1, dilation * 2
+        stride *= step
+        for block in range(num_blocks):
+            x = apply_block(
+                x,
+                width * 2**stage,
+                strides=step if block == 0 else 1,
+                dilation=dilation,
+                project=block == 0,
+                name=f"conv{stage + 2}_block{block + 1}",
+            )
+    return x
+
+
+def apply_block(x, width, strides, dilation, project, name):
+    """Applies a bottleneck block: 1x1, 3x3 and 1x1 convolution, and a shortcut,
+    which is projected to the block's 4 * `width` channels if `project` is set."""
+    shortcut = x
+    if project:
+        shortcut = keras.layers.Conv2D(
+            4 * width, 1, strides=strides, name=f"{name}_0_conv"
+        )(x)
+        shortcut = _apply_batch_norm(shortcut, f"{name}_0_bn")
+    x = keras.layers.Conv2D(width, 1, strides=strides, name=f"{name}_1_conv")(x)
+    x = _apply_batch_norm(x, f"{name}_1_bn")
+    x = keras.layers.ReLU(name=f"{name}_1_relu")(x)
+    x = keras.layers.Conv2D(
+        width, 3, padding="same", dilation_rate=dilation, name=f"{name}_2_conv"
+    )(x)
+    x = _apply_batch_norm(x, f"{name}_2_bn")
+    x = keras.layers.ReLU(name=f"{name}_2_relu")(x)
+    x = keras.layers.Conv2D(4 * width, 1, name=f"{name}_3_conv")(x)
+    x = _apply_batch_norm(x, f"{name}_3_bn")
+    x = keras.layers.Add(name=f"{name}_add")([shortcut, x])
+    return keras.layers.ReLU(name=f"{name}_out")(x)
+
+
+def load_imagenet_weights(network, backbone):
+    """Copies the ImageNet weights of `keras.applications` into the backbone.
+
+    Raises:
+        UserError: if there are none for this backbone, or they cannot be
+            downloaded.
+    """
+    if backbone not in PRETRAINED:
+        raise UserError(
+            f"There are no ImageNet weights for the backbone {backbone!r}; "
+            f"choose one of {', '.join(PRETRAINED)} or train it from scratch."
+        )
+    build = getattr(keras.applications, PRETRAINED[backbone])
+    try:
+        source = build(include_top=False, weights="imagenet")
+    except Exception as error:  # Keras raises a bare Exception if offline
+        raise UserError(
+            f"The ImageNet weights of {backbone} could not be downloaded ({error}). "
+            "Try again with a connection, or train from scratch with --no-pretrained."
+        ) from error
+    for layer in source.layers:
+        if layer.weights:
+            network.get_layer(layer.name).set_weights(layer.get_weights())
+
+
+def _apply_batch_norm(x, name):
+    return keras.layers.BatchNormalization(epsilon=1.001e-5, name=name)(x)
+
+
+def _check_choice(name, value, choices):
+    if value not in choices:
+        raise UserError(f"Unknown {name} {value!r}; choose of {', '.join(choices)}.")

@@ -1,0 +1,308 @@
+"""Run directories: what is in one, and the trainer that belongs to it.
+
+options.json     the options of train.py
+checkpoints/     best.weights.h5, and last/ to go on from
+history.csv      losses, metrics, sigmas and weights by epoch
+tensorboard/     the same for TensorBoard
+constant.json    the constant predictor of the training split
+figures/  saved_model/  metrics.json  table.md
+"""
+
+import contextlib
+import csv
+import json
+import math
+import pathlib
+
+import keras
+import numpy as np
+
+from mtl_keras.cityscapes import LABEL_SETS
+from mtl_keras.cli import (
+    TrainOptions,
+    differing_options,
+    read_options,
+    write_options,
+)
+from mtl_keras.errors import UserError
+from mtl_keras.losses import FixedWeighting, MaskedLoss, UncertaintyWeighting
+from mtl_keras.metrics import ConstantPredictor, make_metrics
+from mtl_keras.model import build_network
+from mtl_keras.report import ProgressReport
+from mtl_keras.training import MultiTaskTrainer
+
+
+def check_options(options):
+    """Raises `UserError` for options that contradict one another or are not to be
+    had."""
+    if options.architecture != "mtl":
+        raise UserError("--architecture kendall is not available yet; use mtl.")
+    build_weighting(options)
+
+
+def claim_directory(options, epochs):
+    """Makes the run directory, or finds out whether to go on in it.
+
+    Args:
+        options: `TrainOptions`.
+        epochs: int. The epochs that the options ask for.
+
+    Returns:
+        The directory as a `pathlib.Path`.
+
+    Raises:
+        UserError: if it holds a run with other options, or an unfinished run that
+            was not asked to be resumed, or something else.
+    """
+    directory = pathlib.Path(options.output or f"runs/{options.recipe}")
+    path = directory / "options.json"
+    if path.exists():
+        found = read_options(TrainOptions, path)
+        differing = differing_options(found, options, ignored=("output", "resume"))
+        if differing:
+            changes = ", ".join(
+                f"{flag} {old} there and {new} here"
+                for flag, (old, new) in differing.items()
+            )
+            raise UserError(
+                f"{directory} holds a run with other options ({changes}); choose "
+                "another --output or remove that directory."
+            )
+        if not (options.resume or is_trained(directory, epochs)):
+            raise UserError(
+                f"{directory} holds an unfinished run; go on with --resume, choose "
+                "another --output or remove that directory."
+            )
+        return directory
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(
+            f"{directory} exists and is no run of train.py; choose another --output."
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    write_options(options, path)
+    return directory
+
+
+def count_steps(options, num_frames):
+    """Epochs and training steps an epoch.
+
+    With `--steps` the epochs are of equal length and not longer than a pass over
+    the split.
+
+    Raises:
+        UserError: if the split has fewer frames than a batch.
+    """
+    batches = num_frames // options.batch_size
+    if batches == 0:
+        raise UserError(
+            f"The training split has {num_frames} frames, fewer than a batch of "
+            f"{options.batch_size}; use a smaller --batch-size."
+        )
+    if not options.steps:
+        return options.epochs, batches
+    epochs = math.ceil(options.steps / batches)
+    return epochs, math.ceil(options.steps / epochs)
+
+
+def build_trainer(options, weights=None):
+    """Network, losses and weighting of a run, under its dtype policy.
+
+    Args:
+        options: `TrainOptions`.
+        weights: initial weights of the network, see `build_network`.
+    """
+    keras.config.set_dtype_policy(options.precision)
+    network = build_network(
+        architecture=options.architecture,
+        backbone=options.backbone,
+        image_size=options.image_size,
+        num_classes=len(LABEL_SETS[options.label_set]),
+        tasks=options.tasks,
+        weights=weights,
+        decoder=options.decoder,
+    )
+    losses = {
+        "semantic": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "instance": keras.losses.MeanAbsoluteError(),
+        "depth": keras.losses.MeanAbsoluteError(),
+    }
+    return MultiTaskTrainer(
+        network,
+        {task: MaskedLoss(losses[task]) for task in options.tasks},
+        build_weighting(options),
+        {task: make_metrics(task, options.label_set) for task in options.tasks},
+        options.sigma_learning_rate_factor,
+    )
+
+
+def build_weighting(options):
+    """The `UncertaintyWeighting` or `FixedWeighting` of a run.
+
+    Raises:
+        UserError: if the weights or likelihoods do not fit the tasks.
+    """
+    if options.weighting == "fixed":
+        equal = dict.fromkeys(options.tasks, 1.0 / len(options.tasks))
+        weights = options.task_weights or equal
+        if set(weights) != set(options.tasks):
+            raise UserError(
+                f"--task-weights gives weights for {', '.join(weights)}, but the "
+                f"tasks are {', '.join(options.tasks)}."
+            )
+        return FixedWeighting(weights)
+    if options.task_weights:
+        raise UserError("--task-weights needs --weighting fixed.")
+    missing = [task for task in options.tasks if task not in options.likelihoods]
+    if missing:
+        raise UserError(f"--likelihoods names no likelihood for {missing[0]}.")
+    variance = np.random.default_rng(options.seed).uniform(
+        *options.initial_variance, len(options.tasks)
+    )
+    return UncertaintyWeighting(
+        {task: options.likelihoods[task] for task in options.tasks},
+        {task: float(np.log(v)) for task, v in zip(options.tasks, variance)},
+    )
+
+
+def build_optimizer(options, num_steps):
+    """The optimizer of a run, with its learning rate schedule."""
+    rate = options.learning_rate
+    if options.schedule == "poly":
+        rate = keras.optimizers.schedules.PolynomialDecay(rate, num_steps, 0.0, 0.9)
+    elif options.schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(rate, num_steps)
+    decay = options.weight_decay or None
+    if options.optimizer == "sgd":
+        return keras.optimizers.SGD(rate, 0.9, nesterov=True, weight_decay=decay)
+    return keras.optimizers.Adam(rate, weight_decay=decay)
+
+
+def choose_jit(options):
+    """Whether to compile with XLA; says so if it was left to us."""
+    if options.jit != "auto":
+        return options.jit == "on"
+    device = keras.distribution.list_devices()[0].split(":")[0]
+    use_jit = device != "cpu"
+    print(
+        f"--jit auto: XLA {'on' if use_jit else 'off'}, this machine trains on {device}."
+    )
+    return use_jit
+
+
+def make_callbacks(directory, tasks, num_steps):
+    """Checkpoints, logs and progress of a run, all resumable."""
+    monitor, mode = best_metric(tasks)
+    history = directory / "history.csv"
+    return [
+        keras.callbacks.TerminateOnNaN(raise_error=True),
+        ProgressReport(num_steps),
+        keras.callbacks.ModelCheckpoint(
+            directory / "checkpoints" / "best.weights.h5",
+            monitor=monitor,
+            mode=mode,
+            save_best_only=True,
+            save_weights_only=True,
+            initial_value_threshold=_best_so_far(history, monitor, mode),
+        ),
+        keras.callbacks.CSVLogger(history, append=True),
+        keras.callbacks.TensorBoard(directory / "tensorboard", write_graph=False),
+        # The last one: what it marks as done has been logged and saved.
+        keras.callbacks.BackupAndRestore(
+            directory / "checkpoints" / "last",
+            double_checkpoint=True,
+            delete_checkpoint=False,
+        ),
+    ]
+
+
+@contextlib.contextmanager
+def explain_divergence(directory):
+    """Turns the end of a run whose loss is no longer finite into a `UserError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "NaN or Inf loss" not in str(error):
+            raise
+        raise UserError(
+            f"The loss of {directory} became infinite or NaN after epoch "
+            f"{finished_epochs(directory)}; train again with a lower "
+            "--learning-rate. The checkpoints before that are kept."
+        ) from error
+
+
+def best_metric(tasks):
+    """What the best checkpoint is best at, and whether `max` or `min` is better."""
+    if "semantic" in tasks:
+        return "val_semantic/miou", "max"
+    return f"val_{tasks[0]}/mean_abs", "min"
+
+
+def finished_epochs(directory):
+    """Number of epochs that the last checkpoint holds."""
+    path = directory / "checkpoints" / "last" / "training_metadata.json"
+    return json.loads(path.read_text())["epoch"] if path.exists() else 0
+
+
+def drop_unfinished_epochs(directory):
+    """Forgets what was logged after the last checkpoint was written."""
+    path = directory / "history.csv"
+    if path.exists():
+        header, *rows = path.read_text().splitlines(keepends=True)
+        kept = rows[: finished_epochs(directory)]
+        path.write_text("".join([header, *kept]) if kept else "")
+
+
+def read_history(directory):
+    """Rows of `history.csv`, `{column: float}`; empty if there is none yet."""
+    path = pathlib.Path(directory) / "history.csv"
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return [
+            {key: float(value) for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def is_trained(directory, epochs):
+    """Whether the training of a run is complete."""
+    return finished_epochs(directory) >= epochs
+
+
+def restore_best(trainer, directory):
+    """Loads the best checkpoint of a run.
+
+    Raises:
+        UserError: if there is none or it does not fit the options.
+    """
+    path = pathlib.Path(directory) / "checkpoints" / "best.weights.h5"
+    if not path.exists():
+        raise UserError(f"{path} is missing; train the run with train.py first.")
+    load_checkpoint(trainer, path)
+
+
+def load_checkpoint(trainer, path):
+    """Loads weights, or raises `UserError` if they do not fit the trainer."""
+    try:
+        trainer.load_weights(path)
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{path} does not fit the options in {path.parents[1] / 'options.json'} "
+            f"({reason}); train the run again in another directory."
+        ) from error
+
+
+def load_constant_predictor(directory):
+    """The constant predictor that training left in the run directory."""
+    path = pathlib.Path(directory) / "constant.json"
+    if not path.exists():
+        raise UserError(f"{path} is missing; train the run with train.py first.")
+    return ConstantPredictor(**json.loads(path.read_text()))
+
+
+def _best_so_far(history, monitor, mode):
+    values = [row[monitor] for row in read_history(history.parent) if monitor in row]
+    if not values:
+        return None
+    return max(values) if mode == "max" else min(values)
