@@ -121,7 +121,7 @@ class Streets(_FramesBuilder):
                 _render_example,
                 [
                     (
-                        frames.FrameFiles(f"streets_{index:06d}_000019", {}),
+                        frames.FrameFiles(streets.frame_id(index), {}),
                         streets.scene_seed(int(config.source), split, index),
                         config.image_size,
                     )
@@ -202,7 +202,7 @@ def prepare_streets(image_size, sizes=None, seed=0, data_dir="data"):
     """
     sizes = dict(sizes or STREETS_SIZES)
     counts = "-".join(f"{split}{size}" for split, size in sizes.items())
-    name = "{}x{}-{}-seed{}-v{}".format(*image_size, counts, seed, 1)
+    name = "{}x{}-{}-seed{}-v{}".format(*image_size, counts, seed, streets.VERSION)
     config = FramesConfig(
         name=name, image_size=tuple(image_size), source=str(seed), sizes=sizes
     )

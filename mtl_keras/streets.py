@@ -24,6 +24,7 @@ from tqdm import tqdm
 from mtl_keras import cityscapes
 from mtl_keras.cityscapes import FIRST_INSTANCE_ID, LABEL_IDS, SKY_ID
 
+VERSION = 1  # of the scenes; raise it when a seed gives another scene than before
 SUPERSAMPLE = 2  # colour samples per pixel and axis; labels take one of them
 NEAR = 0.5  # surfaces are clipped at this depth, metres
 FAR = 400.0  # end of the ground plane, metres
@@ -1673,6 +1674,11 @@ def scene_seed(seed, split, index):
     return seed, SPLITS.index(split), index
 
 
+def frame_id(index):
+    """Cityscapes' kind of name, `{city}_{sequence}_{frame}`, of a scene of a split."""
+    return f"streets_{index:06d}_000019"
+
+
 def write_cityscapes_tree(
     root, split_sizes, image_size=(128, 256), seed=0, unlabeled=("test",), progress=True
 ):
@@ -1691,9 +1697,8 @@ def write_cityscapes_tree(
         for index in tqdm(range(count), desc=split, disable=not progress):
             scene = render_scene(scene_seed(seed, split, index), image_size)
             scene["image"] = scene["image"][..., ::-1]  # OpenCV writes BGR
-            frame_id = f"streets_{index:06d}_000019"
             for kind in kinds:
-                path = cityscapes.frame_path(root, split, frame_id, kind)
+                path = cityscapes.frame_path(root, split, frame_id(index), kind)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if not cv2.imwrite(str(path), scene[kind]):
                     raise OSError(f"cannot write {path}")
