@@ -235,6 +235,20 @@ class EvaluateOptions:
     predictions: bool = _option(
         False, "also write the predicted maps of every frame to RUN/predictions/SPLIT"
     )
+    instances: bool = _option(
+        False, "also turn the centre votes into objects, and score and draw them"
+    )
+    mask: str = _option(
+        "predicted",
+        "the classes in which --instances looks for objects; truth: the true ones, to "
+        "tell errors of the votes from errors of the classes",
+        choices=("predicted", "truth"),
+    )
+    method: str = _option(
+        "optics",
+        "how --instances finds the clusters of votes; see mtl_keras/instances.py",
+        choices=("optics", "optics-xi", "hdbscan"),
+    )
 
 
 def parse_options(options_class, argv=None, recipes=None, positional=()):

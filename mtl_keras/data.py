@@ -72,6 +72,14 @@ def load_ids(builder, split):
     return [record["id"].decode() for record in ids.as_numpy_iterator()]
 
 
+def load_instance_ids(builder, split, batch_size):
+    """Yields the instance ids of the batches of `make_dataset`, `(batch, H, W)`."""
+    only = tfds.decode.PartialDecoding({"instance": builder.info.features["instance"]})
+    records = builder.as_dataset(split, decoders=only, shuffle_files=False)
+    for record in records.batch(batch_size).as_numpy_iterator():
+        yield record["instance"][..., 0]
+
+
 def encode_record(record, tasks, label_set):
     """Turns one record into network input, targets and masks.
 

@@ -1,64 +1,8 @@
-import tracemalloc
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as stnp
-from sklearn.cluster import DBSCAN, OPTICS
+from cluster_checks import assert_same_partition, scene
 
-from mtl_keras.instances import (
-    cluster_offsets,
-    cluster_votes,
-    encode_offsets,
-    thing_classes,
-)
-
-pytestmark = pytest.mark.filterwarnings("ignore:All reachability values")
-
-
-def by_first_member(labels, noise=-1):
-    """The labels renumbered by first member, so that equal partitions are equal."""
-    number = {noise: -1}
-    for label in np.ravel(labels).tolist():
-        number.setdefault(label, len(number) - 1)
-    return [number[label] for label in np.ravel(labels).tolist()]
-
-
-def assert_same_partition(actual, expected, actual_noise=-1, expected_noise=-1):
-    assert by_first_member(actual, actual_noise) == by_first_member(
-        expected, expected_noise
-    )
-
-
-def sklearn_labels(votes, eps, min_samples, max_eps=None):
-    return OPTICS(
-        min_samples=min_samples,
-        max_eps=eps if max_eps is None else max_eps,
-        cluster_method="dbscan",
-        eps=eps,
-        algorithm="kd_tree",  # with few votes, the default would be inexact
-    ).fit_predict(votes)
-
-
-def scene(num_objects, size=(128, 256), seed=0, largest=(40, 50)):
-    """Instance ids with ellipses that overlap, later ones in front."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[: size[0], : size[1]]
-    ids = np.full(size, 7)
-    for number in range(num_objects):
-        radius = rng.uniform(3, largest) / 2
-        centre = rng.uniform(radius, size - radius)
-        y, x = (rows - centre[0]) / radius[0], (columns - centre[1]) / radius[1]
-        ids[y**2 + x**2 <= 1] = 26000 + number
-    return ids
-
-
-def scene_votes(num_objects, noise=0.5, **kwargs):
-    offsets, mask = encode_offsets(scene(num_objects, **kwargs))
-    votes = np.argwhere(mask) + offsets[mask].astype(float)
-    return votes + np.random.default_rng(1).normal(0, noise, votes.shape)
-
+from mtl_keras.instances import cluster_offsets, encode_offsets, thing_classes
 
 # Encoding.
 
@@ -225,154 +169,20 @@ def test_non_finite_offsets(value):
         ({"eps": 0.0}, "eps must be positive"),
         ({"eps": np.nan}, "eps must be positive"),
         ({"eps": 2.0, "max_eps": 1.0}, "max_eps at least eps"),
+        ({"eps": -1.0}, "eps must be positive"),
         ({"min_samples": 1}, "min_samples must be at least 2"),
+        ({"min_cluster_size": 0}, "min_cluster_size must be at least 1"),
+        ({"method": "optics-xi", "xi": 2.0}, "xi in 0..1"),
+        ({"method": "optics-xi", "max_eps": np.nan}, "max_eps must be positive"),
+        ({"method": "optics-xi", "min_samples": 0}, "min_samples must be at least 2"),
+        ({"method": "hdbscan", "min_cluster_size": 1}, "must be at least 2"),
+        ({"method": "hdbscan", "min_samples": 0}, "must be at least 1"),
         ({"mask": np.ones((4, 5), bool)}, "must have shape"),
         ({"mask": np.ones((4, 4))}, "bool or an integer class map"),
     ],
 )
-def test_wrong_arguments(arguments, message):
-    arguments = {"mask": np.ones((4, 4), bool), **arguments}
+@pytest.mark.parametrize("filled", [True, False])
+def test_wrong_arguments(arguments, message, filled):
+    arguments = {"mask": np.full((4, 4), filled), **arguments}
     with pytest.raises(ValueError, match=message):
         cluster_offsets(np.zeros((4, 4, 2)), **arguments)
-
-
-# Equality with scikit-learn.
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    data=st.data(),
-    eps=st.sampled_from([0.5, 1.0, 1.5, 2.5]),
-    reach=st.sampled_from([1, 2, 4, np.inf]),
-    min_samples=st.integers(2, 6),
-)
-def test_equals_sklearn_on_a_lattice(data, eps, reach, min_samples):
-    # Duplicates, ties at exactly eps and votes between clusters abound here.
-    votes = data.draw(
-        stnp.arrays(
-            np.float64,
-            st.tuples(st.integers(min_samples, 60), st.just(2)),
-            elements=st.integers(-8, 12).map(lambda i: i / 2),
-        )
-    )
-    assert_same_partition(
-        cluster_votes(votes, eps, min_samples, eps * reach),
-        sklearn_labels(votes, eps, min_samples, eps * reach),
-    )
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    num_votes=st.integers(8, 150),
-    spread=st.floats(0.1, 8),
-    reach=st.sampled_from([1, 3, np.inf]),
-    min_samples=st.integers(2, 8),
-)
-def test_equals_sklearn_on_random_votes(seed, num_votes, spread, reach, min_samples):
-    rng = np.random.default_rng(seed)
-    centres = rng.uniform(-10, 10, (3, 2))
-    votes = centres[rng.integers(0, 3, num_votes)]
-    votes += rng.normal(0, 1, votes.shape) * spread
-    assert_same_partition(
-        cluster_votes(votes, 1.0, min_samples, reach),
-        sklearn_labels(votes, 1.0, min_samples, reach),
-    )
-
-
-@pytest.mark.parametrize("max_eps", [1.0, 5.0])
-@pytest.mark.parametrize(
-    "num_objects, noise", [(1, 0.5), (6, 0.5), (6, 1.5), (30, 0.7)]
-)
-def test_equals_sklearn_on_a_scene(num_objects, noise, max_eps):
-    votes = scene_votes(num_objects, noise, size=(48, 64), largest=(16, 20))
-    assert_same_partition(
-        cluster_votes(votes, 1.0, 5, max_eps), sklearn_labels(votes, 1.0, 5, max_eps)
-    )
-
-
-# One core vote each, two apart; x is within 1 of both, the others of one.
-LEFT = [[0, 0], [0, -1], [0, -1], [0, -1]]
-RIGHT = [[0, 2], [0, 3], [0, 3], [0, 3]]
-X = [[0, 1]]
-
-
-@pytest.mark.parametrize(
-    "votes, expected",
-    [
-        (LEFT + X + RIGHT, [0, 0, 0, 0, 0, 1, 1, 1, 1]),
-        (RIGHT + X + LEFT, [0, 0, 0, 0, 0, 1, 1, 1, 1]),
-        (LEFT + RIGHT + X, [0, 0, 0, 0, 1, 1, 1, 1, 0]),
-        (X + LEFT + RIGHT, [-1, 0, 0, 0, 0, 1, 1, 1, 1]),
-        (LEFT[::-1] + X + RIGHT, [-1, -1, -1, 0, 0, 1, 1, 1, 1]),
-    ],
-)
-def test_border_votes_depend_on_the_order(votes, expected):
-    votes = np.array(votes, float)
-    assert_same_partition(cluster_votes(votes, 1.0, 5), expected)
-    for max_eps in (1.0, 2.0, np.inf):
-        assert_same_partition(
-            cluster_votes(votes, 1.0, 5, max_eps),
-            sklearn_labels(votes, 1.0, 5, max_eps),
-        )
-
-
-@pytest.mark.parametrize("max_eps", [0.4, 1.0])
-def test_differs_from_dbscan_in_border_votes_only(max_eps):
-    votes = scene_votes(10, 1.0, size=(64, 64), largest=(16, 20))
-    labels = cluster_votes(votes, 0.4, 5, max_eps)
-    dbscan = DBSCAN(eps=0.4, min_samples=5).fit(votes)
-    core = dbscan.core_sample_indices_
-    assert_same_partition(labels[core], dbscan.labels_[core])
-    border = np.setdiff1d(np.flatnonzero(dbscan.labels_ >= 0), core)
-    assert (labels[border] < 0).any() and (labels[border] >= 0).any()
-    assert (labels[dbscan.labels_ < 0] < 0).all()
-    for vote in border[labels[border] >= 0]:
-        own = core[labels[core] == labels[vote]]
-        assert np.hypot(*(votes[own] - votes[vote]).T).min() <= 0.4
-
-
-@pytest.mark.parametrize("gap", [0.8, 1.0, 1.05, 1.1, 1.3])
-def test_piles_at_about_eps(gap):
-    # Crowded cells whose closest votes decide.
-    rng = np.random.default_rng(0)
-    piles = [[0, x] + rng.normal(0, 0.02, (300, 2)) for x in (0, gap, 2 * gap)]
-    votes = np.concatenate(piles)
-    labels = cluster_votes(votes, 1.0, 5)
-    assert_same_partition(labels, sklearn_labels(votes, 1.0, 5))
-    assert labels.max() == (2 if gap > 1.2 else 0)
-
-
-PILES = {
-    "one spot": lambda rng: np.zeros((30_000, 2)),
-    "almost one spot": lambda rng: rng.normal(0, 1e-3, (30_000, 2)),
-    "one eps ball": lambda rng: rng.normal(0, 0.3, (30_000, 2)),
-    "all over": lambda rng: rng.uniform(0, 1, (30_000, 2)) * [128, 256],
-    "pixels": lambda rng: np.argwhere(np.ones((128, 256))).astype(float),
-}
-
-
-@pytest.mark.parametrize("name", PILES)
-def test_memory(name):
-    votes = PILES[name](np.random.default_rng(0))
-    tracemalloc.start()
-    try:
-        labels = cluster_votes(votes, 1.0, 5)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 250e6
-    if name != "all over":
-        assert labels.max() == 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "num_objects, largest, max_eps",
-    [(30, (40, 50), 1.0), (30, (40, 50), 5.0), (120, (80, 100), 1.0)],
-)
-def test_equals_sklearn_at_full_size(num_objects, largest, max_eps):
-    votes = scene_votes(num_objects, 0.6, largest=largest)
-    assert_same_partition(
-        cluster_votes(votes, 1.0, 5, max_eps), sklearn_labels(votes, 1.0, 5, max_eps)
-    )

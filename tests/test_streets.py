@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from sklearn.ensemble import RandomForestClassifier
 
-from mtl_keras import cityscapes, streets
+from mtl_keras import cityscapes, rendering, streets
 
 LABEL_IDS = cityscapes.LABEL_IDS
 THING_TABLE = np.array([label.has_instances for label in cityscapes.LABELS])
@@ -91,7 +91,7 @@ def test_a_pixel_of_the_ground_has_the_disparity_of_its_ray():
     rng = np.random.default_rng(9)
     scene, _ = streets.compose(rng)  # the same draws as render_scene makes
     rendered = streets.render_scene(9)
-    view = streets.scale_view(scene.view, (128, 256))
+    view = rendering.scale_view(scene.view, (128, 256))
     road = rendered["semantic"] == LABEL_IDS["road"]
     row, column = np.nonzero(road & (rendered["disparity"] > 0))
     rays = np.stack([column, row, np.ones_like(row)])
@@ -143,23 +143,23 @@ def test_paint_order_puts_what_may_hide_last():
     person_before_bus, bus = (0.5, 1.0, 9.8, 10.2), (3, 5.5, 5, 17)
     person_behind_bus = (6, 6.5, 9.8, 10.2)
     boxes = np.array([bus, person_before_bus, far_left, person_behind_bus], float)
-    order = streets.paint_order(boxes)
+    order = rendering.paint_order(boxes)
     assert sorted(order) == [0, 1, 2, 3]
     assert order.index(3) < order.index(0) < order.index(1)
 
 
 def test_clip_near_keeps_what_lies_before_the_camera():
     square = np.array([[0, 0, -1.5], [4, 0, 2.5], [4, 4, 2.5], [0, 4, -1.5]], float)
-    clipped = streets.clip_near(square)
-    assert len(clipped) == 4 and clipped[:, 2].min() == streets.NEAR
-    np.testing.assert_allclose(clipped[clipped[:, 2] == streets.NEAR][:, 0], 2)
-    assert len(streets.clip_near(square - [0, 0, 9])) == 0
+    clipped = rendering.clip_near(square)
+    assert len(clipped) == 4 and clipped[:, 2].min() == rendering.NEAR
+    np.testing.assert_allclose(clipped[clipped[:, 2] == rendering.NEAR][:, 0], 2)
+    assert len(rendering.clip_near(square - [0, 0, 9])) == 0
 
 
 def test_stereo_finds_nothing_beside_a_near_object():
     disparity = np.full((40, 64), 2.0, np.float32)
     disparity[:, 30:40] = 8.0
-    matched = streets.match_stereo(
+    matched = rendering.match_stereo(
         disparity, np.full_like(disparity, -1), np.random.default_rng(0)
     )
     share = matched.mean(axis=0)
