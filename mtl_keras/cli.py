@@ -126,6 +126,14 @@ def _not_negative(text):
     return value
 
 
+def _seed(text):
+    if not re.fullmatch(r"\d+", text) or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be a whole number of 0 or more, below 2^32"
+        )
+    return int(text)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
     """Train a multi-task network on street scenes with learned loss weights.
@@ -151,7 +159,7 @@ class TrainOptions:
         parse_weights,
     )
     likelihoods: dict = _option(
-        {"semantic": "softmax", "instance": "laplace", "depth": "laplace"},
+        {"semantic": "softmax", "instance": "gaussian", "depth": "gaussian"},
         "noise model of each task, of softmax, gaussian, laplace, mtl",
         parse_likelihoods,
     )
@@ -174,7 +182,7 @@ class TrainOptions:
         choices=("resize_conv", "direct"),
     )
     image_size: tuple = _option(
-        (64, 128),
+        (128, 256),
         "height and width in pixels, HxW, that frames are resized to",
         parse_size,
     )
@@ -183,8 +191,8 @@ class TrainOptions:
         "classes of the semantic output: all 34 ids, or the 19 that are evaluated",
         choices=("ids", "train"),
     )
-    batch_size: int = _option(16, "frames a training step", _positive(int))
-    epochs: int = _option(30, "passes over the training split", _positive(int))
+    batch_size: int = _option(4, "frames a training step", _positive(int))
+    epochs: int = _option(4, "passes over the training split", _positive(int))
     steps: int = _option(
         0,
         "training steps in place of --epochs, rounded up to whole epochs "
@@ -215,7 +223,7 @@ class TrainOptions:
         "compile with XLA; auto: on a GPU only, where it pays",
         choices=("auto", "on", "off"),
     )
-    seed: int = _option(0, "seed of weights, order and augmentation", int)
+    seed: int = _option(0, "seed of weights, order and augmentation", _seed)
     resume: bool = _option(False, "go on with the run in --output where it stopped")
     pretrained: bool = _option(
         False, "start from the ImageNet weights of keras.applications"

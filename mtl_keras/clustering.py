@@ -15,6 +15,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
+# What the methods without a scale of their own tell apart, in pixels: they would find
+# clusters in rounding errors.
+RESOLUTION = 0.01
+
 
 def cluster_votes(votes, eps, min_samples, max_eps=None):
     """Labels of scikit-learn's OPTICS, cut at `eps`, without its ordering.
@@ -259,14 +263,13 @@ def _split_by(keys, values, num_keys):
 
 
 def cluster_by_optics(
-    votes, eps=1.0, min_samples=5, min_cluster_size=None, max_eps=None
+    votes, eps=1.5, min_samples=10, min_cluster_size=20, max_eps=None
 ):
     """`cluster_votes`, without clusters of fewer than `min_cluster_size` votes."""
-    smallest = min_samples if min_cluster_size is None else min_cluster_size
-    _check_at_least(1, min_cluster_size=smallest)
+    _check_at_least(1, min_cluster_size=min_cluster_size)
     labels = cluster_votes(votes, eps, min_samples, max_eps)
     size = np.bincount(labels + 1)
-    return np.where(size[labels + 1] >= smallest, labels, -1)
+    return np.where(size[labels + 1] >= min_cluster_size, labels, -1)
 
 
 def cluster_by_optics_xi(
@@ -281,21 +284,27 @@ def cluster_by_optics_xi(
         )
     if len(votes) < max(min_samples, min_cluster_size):
         return np.full(len(votes), -1)
-    from sklearn.cluster import OPTICS  # a second to import, and not the default
+    # A second to import, and not the default.
+    from sklearn.cluster import OPTICS, cluster_optics_xi
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         # All votes further apart than max_eps: noise, and no reason to warn.
         warnings.filterwarnings("ignore", "All reachability values are inf")
-        return OPTICS(
+        optics = OPTICS(
+            min_samples=min_samples, max_eps=max_eps, cluster_method="dbscan", eps=0.0
+        ).fit(votes)
+        return cluster_optics_xi(
+            reachability=np.maximum(optics.reachability_, RESOLUTION),
+            predecessor=optics.predecessor_,
+            ordering=optics.ordering_,
             min_samples=min_samples,
-            max_eps=max_eps,
-            xi=xi,
             min_cluster_size=min_cluster_size,
-        ).fit_predict(votes)
+            xi=xi,
+        )[0]
 
 
 def cluster_by_hdbscan(
-    votes, min_cluster_size=5, min_samples=None, allow_single_cluster=True
+    votes, min_cluster_size=20, min_samples=None, allow_single_cluster=True
 ):
     """scikit-learn's HDBSCAN."""
     _check_at_least(2, min_cluster_size=min_cluster_size)
@@ -310,7 +319,7 @@ def cluster_by_hdbscan(
         min_samples=min_samples,
         allow_single_cluster=allow_single_cluster,
         copy=True,
-    ).fit_predict(votes)
+    ).fit_predict(np.rint(votes / RESOLUTION))
 
 
 METHODS = {

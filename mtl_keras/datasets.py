@@ -47,6 +47,7 @@ class _FramesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Features and generation that both builders share."""
 
     VERSION = tfds.core.Version("1.0.0")
+    notified = False  # that frames are stretched; once is enough
 
     def _info(self):
         height, width = self.builder_config.image_size
@@ -70,18 +71,16 @@ class _FramesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _generate_examples(self, make_example, jobs):
-        notified = False
         for job, (example, source_size) in zip(jobs, _in_parallel(make_example, jobs)):
-            if not notified and _reshapes(source_size, self.builder_config.image_size):
+            image_size = self.builder_config.image_size
+            if not self.notified and _reshapes(source_size, image_size):
                 print(
                     f"Note: {example['id']} is {source_size[0]}x{source_size[1]}; "
                     "frames of another shape than "
-                    "{}x{} are stretched to it.".format(
-                        *self.builder_config.image_size
-                    ),
+                    f"{image_size[0]}x{image_size[1]} are stretched to it.",
                     file=sys.stderr,
                 )
-                notified = True
+                self.notified = True
             yield job[0].frame_id, example
 
 

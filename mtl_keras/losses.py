@@ -75,7 +75,7 @@ class UncertaintyWeighting(keras.layers.Layer):
     """
 
     def __init__(self, likelihoods, initial_log_variance=0.0, **kwargs):
-        super().__init__(**{"dtype": "float32", **kwargs})
+        super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
         if not likelihoods:
             raise ValueError("`likelihoods` names no task.")
         for task, name in likelihoods.items():
@@ -96,6 +96,7 @@ class UncertaintyWeighting(keras.layers.Layer):
                 name=f"{task}_log_variance",
                 shape=(),
                 initializer=keras.initializers.Constant(starts.get(task, 0.0)),
+                autocast=False,
             )
             for task in self.likelihoods
         }
@@ -110,6 +111,9 @@ class UncertaintyWeighting(keras.layers.Layer):
             term = a * ops.exp(-s) * ops.cast(loss, "float32") + c * s
             total += term if present is None else term * present[task]
         return total
+
+    def compute_output_shape(self, losses, present=None):
+        return ()
 
     def compute_output_spec(self, losses, present=None):
         return keras.KerasTensor((), "float32")
@@ -168,7 +172,7 @@ class FixedWeighting(keras.layers.Layer):
     """
 
     def __init__(self, weights, **kwargs):
-        super().__init__(**{"dtype": "float32", **kwargs})
+        super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
         if not weights:
             raise ValueError("`weights` names no task.")
         for task, weight in weights.items():
@@ -189,6 +193,9 @@ class FixedWeighting(keras.layers.Layer):
             if self.weights_by_task[task]
         ]
         return sum(terms, start=ops.zeros(()))
+
+    def compute_output_shape(self, losses, present=None):
+        return ()
 
     def compute_output_spec(self, losses, present=None):
         return keras.KerasTensor((), "float32")

@@ -22,7 +22,7 @@ BACKBONES = {
     "resnet50": Backbone((3, 4, 6, 3), 64, 512),
     "resnet101": Backbone((3, 4, 23, 3), 64, 512),
     "resnet152": Backbone((3, 8, 36, 3), 64, 512),
-    "small": Backbone((1, 2, 2, 2), 16, 48),
+    "small": Backbone((1, 1, 1, 1), 20, 32),
 }
 PRETRAINED = {
     "resnet50": "ResNet50",

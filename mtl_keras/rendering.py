@@ -384,18 +384,18 @@ def expose(color, rng):
     color = cv2.GaussianBlur(color, (5, 5), rng.uniform(0.75, 1.2))
     color = color[::SUPERSAMPLE, ::SUPERSAMPLE]
     height, width = color.shape[:2]
-    gain = np.exp(rng.uniform(-0.7, 0.7)) * 0.5 / (color.mean() + 0.15)
-    warmth, green = rng.normal(0, 0.12), rng.normal(0, 0.04)
+    gain = np.exp(rng.uniform(-0.35, 0.35)) * 0.5 / (color.mean() + 0.15)
+    warmth, green = rng.normal(0, 0.07), rng.normal(0, 0.02)
     balance = gain * np.exp([warmth, green, -warmth])
     color = color * balance.astype(np.float32)
     grey = color.mean(axis=2, keepdims=True)
-    color = grey + (color - grey) * np.float32(rng.uniform(0.5, 1.35))
+    color = grey + (color - grey) * np.float32(rng.uniform(0.8, 1.35))
     row = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     column = np.linspace(-1, 1, width, dtype=np.float32)
     color *= (1 - rng.uniform(0, 0.25) * (row**2 + column**2) / 2)[..., None]
     tone = np.maximum(color, 0) ** np.float32(1 / rng.uniform(1.7, 2.5))
     noise = rng.standard_normal(color.shape, np.float32)
-    tone += noise * np.float32(rng.uniform(0.004, 0.03))
+    tone += noise * np.float32(rng.uniform(0.004, 0.02))
     lift = rng.uniform(0, 0.08)
     return np.clip(255 * (lift + (1 - lift) * tone), 0, 255).astype(np.uint8)
 

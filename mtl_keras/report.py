@@ -21,6 +21,8 @@ COLUMNS = (
     ("instance/mean_abs", "instance mean abs px", 1.0),
     ("instance/mean_l2", "instance mean L2 px", 1.0),
     ("instance/rms", "instance RMS px", 1.0),
+    ("instance/ap", "AP %", 100.0),
+    ("instance/ap50", "AP50 %", 100.0),
     ("depth/mean_abs", "depth mean abs px", 1.0),
     ("depth/rms", "depth RMS px", 1.0),
 )
@@ -85,24 +87,57 @@ def format_table(rows, columns):
     return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
 
 
-def format_metrics(metrics, constant_predictor, per_class_iou):
-    """The metric table of a split, with the constant predictor and IoU by class."""
+def format_metrics(metrics, constant_predictor, per_class_iou, instances=None):
+    """The metric table of a split, with the constant predictor and the classes.
+
+    Args:
+        metrics: `{task/metric: float}` of the network.
+        constant_predictor: the same of the constant predictor.
+        per_class_iou: `{class name: IoU or None}`, may be empty.
+        instances: optional, what `ObjectScore.score` returned.
+    """
     shown = [column for column in COLUMNS if column[0] in metrics]
+    scores = {"network": metrics, "constant predictor": constant_predictor}
+    if instances:
+        best = instances["upper_bound"]
+        scores["true votes and classes, decoded"] = name_instance_metrics(best)
     rows = [
-        [name] + [scores[key] * factor for key, _, factor in shown]
-        for name, scores in {
-            "network": metrics,
-            "constant predictor": constant_predictor,
-        }.items()
+        [name] + [row[key] * factor if key in row else None for key, _, factor in shown]
+        for name, row in scores.items()
     ]
     table = format_table(rows, [""] + [header for _, header, _ in shown])
-    if per_class_iou:
-        rows = [
-            [name, "absent" if iou is None else iou * 100.0]
-            for name, iou in per_class_iou.items()
-        ]
-        table += "\n\n" + format_table(rows, ["class", "IoU %"])
+    if per_class_iou or instances:
+        table += "\n\n" + _format_classes(per_class_iou, instances)
     return table
+
+
+def _format_classes(per_class_iou, instances):
+    precisions = instances["classes"] if instances else {}
+    columns = ["class"] + ["IoU %"] * bool(per_class_iou)
+    columns += ["AP %", "AP50 %"] * bool(instances)
+    rows = []
+    for name in per_class_iou or precisions:
+        row = [name]
+        if per_class_iou:
+            row.append(_percent(per_class_iou[name]))
+        if name in precisions:  # stuff is not
+            score = precisions[name] or {}
+            row += [_percent(score.get(key)) for key in ("ap", "ap50")]
+        rows.append(row + [None] * (len(columns) - len(row)))
+    return format_table(rows, columns)
+
+
+def name_instance_metrics(instances):
+    """The scores of `ObjectScore.score` as metrics, none if there is no object."""
+    return {
+        f"instance/{key}": instances[key]
+        for key in ("ap", "ap50")
+        if instances[key] is not None
+    }
+
+
+def _percent(value):
+    return "absent" if value is None else value * 100.0
 
 
 def plot_losses(history, tasks, path):
@@ -249,24 +284,13 @@ def _paint_semantic(rows, label_set, legend):
 
 
 def _paint_instance(rows, label_set, legend):
-    scale = _scale([row[1]["instance"][row[2]["instance"] > 0] for row in rows])
-    dy, dx = np.mgrid[-1:1:101j, -1:1:101j]
-    inside = np.hypot(dy, dx)[..., None] <= 1
-    wheel = np.where(inside, color_offsets(np.stack([dy, dx], -1), 1.0), 255)
-    legend.imshow(wheel, extent=(-1, 1, 1, -1))
-    legend.set_anchor("W")
-    legend.text(
-        1.2,
-        0,
-        f"direction to the centre of the\ninstance; at the rim {scale:.0f} pixels",
-        fontsize=8,
-        va="center",
-    )
+    scale = largest_shown([row[1]["instance"][row[2]["instance"] > 0] for row in rows])
+    draw_offset_wheel(legend, scale)
     return lambda values: color_offsets(values, scale)
 
 
 def _paint_depth(rows, label_set, legend):
-    scale = _scale([row[1]["depth"][row[2]["depth"] > 0] for row in rows])
+    scale = largest_shown([row[1]["depth"][row[2]["depth"] > 0] for row in rows])
     mappable = matplotlib.cm.ScalarMappable(
         matplotlib.colors.Normalize(0, scale), "magma"
     )
@@ -286,10 +310,29 @@ PAINTERS = {
 }
 
 
-def _scale(values):
-    """The largest value to tell apart: nearly the largest there is, at least 1."""
+def largest_shown(values):
+    """The largest value to tell apart: nearly the largest there is, at least 1.
+
+    `values` is a list of arrays.
+    """
     values = np.abs(np.concatenate(values))
     return max(np.percentile(values, 99), 1.0) if values.size else 1.0
+
+
+def draw_offset_wheel(legend, scale):
+    """Draws the legend of `color_offsets` on an axis."""
+    dy, dx = np.mgrid[-1:1:101j, -1:1:101j]
+    inside = np.hypot(dy, dx)[..., None] <= 1
+    wheel = np.where(inside, color_offsets(np.stack([dy, dx], -1), 1.0), 255)
+    legend.imshow(wheel, extent=(-1, 1, 1, -1))
+    legend.set_anchor("W")
+    legend.text(
+        1.2,
+        0,
+        f"direction to the centre of the\ninstance; at the rim {scale:.0f} pixels",
+        fontsize=8,
+        va="center",
+    )
 
 
 def color_offsets(offsets, scale):

@@ -13,7 +13,9 @@ import csv
 import json
 import math
 import pathlib
+import shutil
 
+import h5py
 import keras
 import numpy as np
 
@@ -68,6 +70,7 @@ def claim_directory(options, epochs):
                 f"{directory} holds a run with other options ({changes}); choose "
                 "another --output or remove that directory."
             )
+        _repair_last_checkpoint(directory)
         if not (options.resume or is_trained(directory, epochs)):
             raise UserError(
                 f"{directory} holds an unfinished run; go on with --resume, choose "
@@ -78,9 +81,41 @@ def claim_directory(options, epochs):
         raise UserError(
             f"{directory} exists and is no run of train.py; choose another --output."
         )
-    directory.mkdir(parents=True, exist_ok=True)
-    write_options(options, path)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_options(options, path)
+    except OSError as error:
+        raise UserError(
+            f"{directory} cannot be written ({error}); choose another --output."
+        ) from error
     return directory
+
+
+def _repair_last_checkpoint(directory):
+    """Goes back an epoch if a crash damaged the last checkpoint."""
+    last = directory / "checkpoints" / "last"
+    weights, metadata = last / "latest.weights.h5", last / "training_metadata.json"
+    if not metadata.exists():  # not even the first epoch was finished
+        weights.unlink(missing_ok=True)
+    elif not _is_readable(weights, metadata):
+        backups = [path.with_name(path.name + ".bkp") for path in (weights, metadata)]
+        if not _is_readable(*backups):
+            raise UserError(
+                f"{weights} is damaged and so is its backup; remove {directory} and "
+                "train again."
+            )
+        print(f"{weights} is damaged; going on from the epoch before.")
+        for backup, path in zip(backups, (weights, metadata)):
+            shutil.copy(backup, path)
+
+
+def _is_readable(weights, metadata):
+    try:
+        json.loads(metadata.read_text())["epoch"]
+        h5py.File(weights).close()
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
 
 
 def count_steps(options, num_frames):
@@ -149,6 +184,8 @@ def build_weighting(options):
                 f"--task-weights gives weights for {', '.join(weights)}, but the "
                 f"tasks are {', '.join(options.tasks)}."
             )
+        if not any(weights.values()):
+            raise UserError("--task-weights switches every task off.")
         return FixedWeighting(weights)
     if options.task_weights:
         raise UserError("--task-weights needs --weighting fixed.")
@@ -183,9 +220,8 @@ def choose_jit(options):
         return options.jit == "on"
     device = keras.distribution.list_devices()[0].split(":")[0]
     use_jit = device != "cpu"
-    print(
-        f"--jit auto: XLA {'on' if use_jit else 'off'}, this machine trains on {device}."
-    )
+    state = "on" if use_jit else "off"
+    print(f"--jit auto: XLA {state}, this machine trains on {device}.")
     return use_jit
 
 
@@ -247,9 +283,9 @@ def drop_unfinished_epochs(directory):
     """Forgets what was logged after the last checkpoint was written."""
     path = directory / "history.csv"
     if path.exists():
-        header, *rows = path.read_text().splitlines(keepends=True)
-        kept = rows[: finished_epochs(directory)]
-        path.write_text("".join([header, *kept]) if kept else "")
+        lines = path.read_text().splitlines(keepends=True)
+        kept = finished_epochs(directory)
+        path.write_text("".join(lines[: kept + 1]) if kept else "")
 
 
 def read_history(directory):

@@ -15,154 +15,17 @@ References:
 
 import contextlib
 import copy
-import multiprocessing
-import os
 import pathlib
-import shutil
-import tempfile
 import urllib.parse
 
 import numpy as np
 from tqdm import tqdm
 
-from mtl_keras.cityscapes import (
-    FILES,
-    FIRST_INSTANCE_ID,
-    LABEL_IDS,
-    LABEL_SETS,
-    class_index_table,
-)
+from mtl_keras.cityscapes import FILES, FIRST_INSTANCE_ID, LABEL_IDS
 from mtl_keras.errors import UserError
 from mtl_keras.frames import encode_png
-from mtl_keras.instances import decode_objects, encode_offsets, thing_classes
 
 TRUTH_ENDING = FILES["instance"][1]
-
-
-class ObjectScore:
-    """Turns the votes for the frames of a split into objects, and scores them.
-
-    The decoding runs on all cores; use it in a `with` block. Beside the network's,
-    the true votes for the true classes are decoded: no network can score better.
-
-    Args:
-        num_frames: int. Frames in the split.
-        label_set: str, a key of `cityscapes.LABEL_SETS`.
-        mask: str. `"predicted"`, or `"truth"` to look for objects where there are
-            some, in their true classes.
-        method: str, as for `instances.cluster_offsets`.
-        directory: where to keep the predictions as submitted to the benchmark, made
-            anew. Without it, they are not kept.
-    """
-
-    def __init__(self, num_frames, label_set, mask, method, directory=None):
-        self.num_frames = num_frames
-        self.label_set = label_set
-        self.mask = mask
-        self.method = method
-        self._temporary = tempfile.TemporaryDirectory()
-        temporary = pathlib.Path(self._temporary.name)
-        self.predictions = pathlib.Path(directory or temporary / "predictions")
-        shutil.rmtree(self.predictions, ignore_errors=True)
-        self.truth, self.best = temporary / "truth", temporary / "best"
-        for path in (self.predictions, self.truth, self.best):
-            path.mkdir(parents=True)
-        self._pool = None
-
-    def __enter__(self):
-        workers = len(os.sched_getaffinity(0))
-        if workers > 1 and self.num_frames >= 32:  # worth the start of the workers
-            # Forking a process that runs TensorFlow's threads is not safe.
-            self._pool = multiprocessing.get_context("spawn").Pool(workers)
-        return self
-
-    def __exit__(self, *_):
-        if self._pool is not None:
-            self._pool.terminate()
-
-    def add(self, frame_ids, predictions, instance_ids):
-        """Decodes a batch.
-
-        Args:
-            frame_ids: list of str.
-            predictions: dict of arrays by task, as the network returns them.
-            instance_ids: `(batch, H, W)`, the true ones.
-
-        Returns:
-            For each frame `(classes, instances)`, the label ids of predicted things
-            and the number of the object, `(H, W)` with 0 for none.
-        """
-        classes, probability = _choose_classes(
-            predictions.get("semantic"), instance_ids, self.label_set, self.mask
-        )
-        jobs = [
-            (self, frame_id, *maps)
-            for frame_id, *maps in zip(
-                frame_ids, predictions["instance"], classes, probability, instance_ids
-            )
-        ]
-        decode = self._pool.map if self._pool else map
-        return [*zip(classes, decode(_decode_frame, jobs))]
-
-    def __getstate__(self):
-        # What the workers need to know.
-        return {k: v for k, v in vars(self).items() if not k.startswith("_")}
-
-    def score(self):
-        """Scores all frames; as `score_instances` returns it, and with `mask`,
-        `method` and `upper_bound`, the score of the true votes and classes."""
-        return {
-            "mask": self.mask,
-            "method": self.method,
-            **score_instances(self.predictions, self.truth),
-            "upper_bound": score_instances(self.best, self.truth),
-        }
-
-
-def check_tasks(tasks, mask):
-    """Raises `UserError` if objects are not to be had from these tasks."""
-    if "instance" not in tasks:
-        raise UserError(
-            "--instances needs the task instance, which the run was not trained for; "
-            "train one with --tasks semantic,instance."
-        )
-    if "semantic" not in tasks and mask == "predicted":
-        raise UserError(
-            "--instances needs the task semantic, which the run was not trained for; "
-            "look for objects in the true classes with --mask truth."
-        )
-
-
-def _choose_classes(logits, instance_ids, label_set, mask):
-    """Label ids of things, else 0, and their probability, each `(batch, H, W)`."""
-    if logits is not None:
-        logits = np.asarray(logits, np.float32)
-        probabilities = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        probabilities /= probabilities.sum(axis=-1, keepdims=True)
-    if mask == "truth":
-        classes = thing_classes(instance_ids // FIRST_INSTANCE_ID)
-        index = np.maximum(class_index_table(label_set)[classes], 0)
-    else:
-        index = logits.argmax(axis=-1)
-        label_ids = np.array([label.id for label in LABEL_SETS[label_set]])
-        classes = thing_classes(label_ids[index])
-    classes = classes.astype(np.uint8)
-    if logits is None:
-        return classes, np.ones(classes.shape, np.float32)
-    return classes, np.take_along_axis(probabilities, index[..., None], -1)[..., 0]
-
-
-def _decode_frame(job):
-    score, frame_id, offsets, classes, probability, instance_ids = job
-    instances, objects = decode_objects(offsets, classes, probability, score.method)
-    write_prediction(score.predictions, frame_id, instances, objects)
-    write_truth(score.truth, frame_id, instance_ids)
-    true_offsets, _ = encode_offsets(instance_ids)
-    true_classes = thing_classes(instance_ids // FIRST_INSTANCE_ID)
-    certain = np.ones(true_classes.shape)
-    decoded = decode_objects(true_offsets, true_classes, certain, score.method)
-    write_prediction(score.best, frame_id, *decoded)
-    return instances
 
 
 def write_truth(directory, frame_id, instance_ids):
@@ -211,7 +74,7 @@ def write_prediction(directory, frame_id, instances, objects):
     (directory / f"{frame_id}.txt").write_text("".join(lines))
 
 
-def score_instances(predictions, truth):
+def score_instances(predictions, truth, progress=True):
     """Average precision of what was written for the frames of a directory.
 
     AP is the mean over the classes and over the overlaps 0.50, 0.55, ..., 0.95 that
@@ -221,6 +84,7 @@ def score_instances(predictions, truth):
     Args:
         predictions: directory that `write_prediction` wrote to.
         truth: directory that `write_truth` wrote to; says which frames there are.
+        progress: bool. Whether to show a progress bar.
 
     Returns:
         dict: `ap` and `ap50`, floats in 0..1, `None` if there is no object at all;
@@ -255,7 +119,9 @@ def score_instances(predictions, truth):
     # objects in the package, leave a matches.json, and say nothing for minutes.
     matches = {}
     with _numpy_with_in1d():
-        for prediction, path in tqdm(pairs, unit="frame", desc="score", leave=False):
+        for prediction, path in tqdm(
+            pairs, unit="frame", desc="score", leave=False, disable=not progress
+        ):
             objects = official.instances2dict([path])
             matches |= official.matchGtWithPreds([prediction], [path], objects, args)
     scores = _average_precisions(official, matches, args)

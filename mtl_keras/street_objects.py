@@ -27,14 +27,14 @@ from mtl_keras.surfaces import (
 # Ranges of brightness and tints of materials. They overlap on purpose: shape and
 # position have to tell the classes apart, not colour.
 MINERAL = (
-    (0.04, 0.55),
+    (0.1, 0.6),
     ((1, 1, 1), (1, 1, 1), (1.1, 1, 0.85), (1.25, 0.95, 0.7), (1.5, 0.8, 0.6))
-    + ((0.95, 1.05, 0.85), (0.9, 1.1, 0.65), (0.85, 1, 1.2), (1.2, 1.05, 0.6)),
+    + ((1.15, 1, 0.8), (1.3, 0.9, 0.75), (0.9, 1, 1.15), (1.2, 1.05, 0.6)),
 )
 PLANT = (
-    (0.03, 0.35),
-    ((0.6, 1.15, 0.3), (0.65, 1.15, 0.35), (0.75, 1.1, 0.45), (0.95, 1.1, 0.35))
-    + ((1.2, 1, 0.4), (1.5, 0.75, 0.4), (1.1, 1, 0.85), (0.75, 1, 0.75)),
+    (0.03, 0.3),
+    ((0.6, 1.15, 0.3), (0.65, 1.15, 0.35), (0.7, 1.15, 0.3), (0.75, 1.1, 0.45))
+    + ((0.8, 1.15, 0.4), (0.95, 1.1, 0.35), (1.1, 1.05, 0.4), (0.7, 1.1, 0.5)),
 )
 PAINTED = (
     (0.02, 0.7),
@@ -250,12 +250,11 @@ def add_car(scene, pose, lamps=0.0):
 
 
 def add_large_vehicle(scene, pose, name, lamps=0.0):
-    """A truck, a bus or a tram (`train`)."""
+    """A truck or a bus."""
     rng = scene.rng
     low, high = {
         "truck": ((6, 1.05, 2.6), (10, 1.27, 3.7)),
         "bus": ((9, 1.2, 2.8), (12, 1.27, 3.3)),
-        "train": ((14, 1.15, 3.2), (22, 1.25, 3.6)),
     }[name]
     length, width, height = rng.uniform(low, high).tolist()
     rear, front = -length / 2, length / 2
@@ -263,7 +262,7 @@ def add_large_vehicle(scene, pose, name, lamps=0.0):
     identity = scene.identity(name)
     add_body = add_truck_body if name == "truck" else add_bus_body
     side, end = add_body(scene, pose, identity, front, width, height)
-    if side and name != "train":
+    if side:
         hub = Paint(scaled((1, 1, 1), rng.uniform(0.05, 0.35)))
         axles = (rear + 0.22 * length, front - 0.2 * length)
         add_wheels(scene.brush(pose.side(side), identity), axles, 0.48, hub)
@@ -443,7 +442,7 @@ def add_pedestrian(scene, pose):
 def add_vehicle(scene, pose, kind, lamps=0.0):
     if kind == "car":
         add_car(scene, pose, lamps)
-    elif kind in ("truck", "bus", "train"):
+    elif kind in ("truck", "bus"):
         add_large_vehicle(scene, pose, kind, lamps)
     else:
         add_two_wheeler(scene, pose, kind == "motorcycle", True)

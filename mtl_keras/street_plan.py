@@ -28,17 +28,17 @@ KERB = 0.12  # height of the pavement, metres
 
 # Materials of the ground, with brightness and tints as in `street_objects`.
 ROAD = (
-    (0.04, 0.4),
-    ((1, 1, 1), (1, 1, 1), (0.93, 1, 1.1), (1.1, 1, 0.88), (1.3, 0.95, 0.75))
-    + ((0.95, 1.05, 0.92),),
+    (0.05, 0.16),
+    ((1, 1, 1), (1, 1, 1), (1, 1, 1), (0.93, 1, 1.1), (1.1, 1, 0.88))
+    + ((1.3, 0.95, 0.75),),
 )
-PAVING = ((0.05, 0.5), ROAD[1] + ((1.35, 0.9, 0.75), (1.2, 1.05, 0.7)))
+PAVING = ((0.12, 0.45), ROAD[1] + ((1.35, 0.9, 0.75), (1.2, 1.05, 0.7)))
 
-# Chances of building, gap, park, wall, fence and hedge beside a street.
+# Chances of building, gap, park and hedge beside a street.
 FRONTAGES = {
-    "city": (0.87, 0.04, 0.03, 0.03, 0.02, 0.01),
-    "suburb": (0.5, 0.12, 0.12, 0.08, 0.09, 0.09),
-    "park": (0.2, 0.08, 0.3, 0.13, 0.16, 0.13),
+    "city": (0.88, 0.06, 0.03, 0.03),
+    "suburb": (0.55, 0.15, 0.13, 0.17),
+    "park": (0.2, 0.15, 0.4, 0.25),
 }
 
 
@@ -198,7 +198,7 @@ def add_roadside(scene, street, index, asphalt):
 
 
 def add_frontage(scene, street, index, style):
-    """What lines the street on one side: houses, gaps, parks, walls, fences."""
+    """What lines the street on one side: houses, gaps, parks, hedges."""
     rng, side = scene.rng, SIDES[index]
     setback = rng.uniform(0, 5) if style == "suburb" else 0
     line = street.walk[index] + setback
@@ -206,10 +206,10 @@ def add_frontage(scene, street, index, style):
     if setback:
         outline = strip(street, side * street.walk[index], side * (line + 1), -5, 150)
         scene.pave(outline, terrain, scene.paint(PLANT, texture=LEAF), 0.1)
-    kinds = ["building", "gap", "park", "wall", "fence", "hedge"]
+    kinds = ["building", "gap", "park", "hedge"]
     chances = FRONTAGES[style]
     for start, end in frontage_spans(rng, street.junctions[index], style != "city"):
-        kind = kinds[rng.choice(6, p=chances)]
+        kind = kinds[rng.choice(4, p=chances)]
         if end < 6:
             continue
         if kind == "building":
@@ -222,9 +222,9 @@ def add_frontage(scene, street, index, style):
             scene.pave(outline, terrain, paint, 0.1)
         trees = rng.poisson({"park": 3, "gap": 1}.get(kind, 2))
         if kind == "park":
-            kind = ["wall", "fence", "hedge", "gap"][rng.integers(4)]
-        if kind != "gap":
-            add_barrier(scene, street, side * line, max(start, 1.0), end, kind)
+            kind = ["hedge", "gap"][rng.integers(2)]
+        if kind == "hedge":
+            add_hedge(scene, street, side * line, max(start, 1.0), end)
         for _ in range(trees):
             offset = side * (line + rng.uniform(2, 12))
             pose = street.pose(offset, rng.uniform(max(start, 3), end))
@@ -313,30 +313,17 @@ def add_ground_floor(scene, draw, length, storey, trim):
         draw(rectangle(0.2, 0.78 * storey, length - 0.2, storey), sign)
 
 
-def add_barrier(scene, street, offset, z0, z1, kind):
-    """Wall, fence or hedge along the street."""
+def add_hedge(scene, street, offset, z0, z1):
+    """A hedge along the street."""
     rng = scene.rng
-    low, high, texture, contrast, material = {
-        "wall": (1, 3, BRICK, 0.3, MINERAL),
-        "fence": (0.9, 2, PLANKS, 0.7, MINERAL),
-        "hedge": (0.8, 2.2, LEAF, 0.35, PLANT),
-    }[kind]
-    height = rng.uniform(low, high)
-    tile = rng.uniform(1.5, 3)
-    paint = scene.paint(material, texture=texture, tile=tile, contrast=contrast)
+    height = rng.uniform(0.8, 2.2)
+    paint = scene.paint(PLANT, texture=LEAF, tile=rng.uniform(1.5, 3), contrast=0.35)
     frame, length = street.upright(offset, z0, z1)
     scene.begin(street.pose(offset, (z0 + z1) / 2), 0.3, length / 2, height)
-    draw = scene.brush(frame, scene.identity("vegetation" if kind == "hedge" else kind))
-    outline = rectangle(0, 0, length, height)
-    if kind == "hedge":
-        s = np.linspace(length, 0, max(4, int(length / 0.7)))
-        top = np.stack([s, height + rng.normal(0, 0.15, len(s))], 1)
-        outline[2:] = top.tolist()
-    draw(outline, paint)
-    if kind == "fence":
-        post = paint._replace(color=scaled(paint.color, 0.6), contrast=0.1)
-        for s in np.arange(0, length, 2.5).tolist():
-            draw(rectangle(s, 0, s + 0.1, height + 0.1), post)
+    s = np.linspace(length, 0, max(4, int(length / 0.7)))
+    top = np.stack([s, height + rng.normal(0, 0.15, len(s))], 1)
+    outline = rectangle(0, 0, length, height)[:2] + top.tolist()
+    scene.brush(frame, scene.identity("vegetation"))(outline, paint)
 
 
 def add_skyline(scene, street):

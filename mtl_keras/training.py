@@ -132,7 +132,7 @@ class MultiTaskTrainer(keras.Model):
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         outputs = _by_task(self.network, y_pred)
-        masks = sample_weight or {}
+        masks = {} if sample_weight is None else sample_weight
         self._check_data(y, masks)
         losses, present = {}, {}
         for task, loss in self.task_losses.items():
@@ -151,7 +151,7 @@ class MultiTaskTrainer(keras.Model):
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         outputs = _by_task(self.network, y_pred)
-        masks = sample_weight or {}
+        masks = {} if sample_weight is None else sample_weight
         for task, metrics in self.task_metrics.items():
             for metric in metrics:
                 metric.update_state(y[task], outputs[task], masks.get(task))

@@ -105,14 +105,16 @@ def test_objects_too_small_are_noise(method):
 
 def test_smallest_cluster():
     ids = np.zeros((8, 8), int)
-    ids[:3, :3], ids[5:, 5:7] = 26000, 26001
+    ids[:3, :3], ids[5:, 5:7] = 26000, 26001  # 9 and 6 pixels
     offsets, mask = encode_offsets(ids)
-    assert cluster_offsets(offsets, mask).max() == 2
-    np.testing.assert_array_equal(
-        cluster_offsets(offsets, mask, min_cluster_size=7), ids == 26000
-    )
-    assert cluster_offsets(offsets, mask, min_samples=9).max() == 1
-    assert cluster_offsets(offsets, mask, min_samples=10).max() == 0
+
+    def count(min_samples, min_cluster_size):
+        options = dict(min_samples=min_samples, min_cluster_size=min_cluster_size)
+        return cluster_offsets(offsets, mask, **options).max()
+
+    assert count(5, 5) == count(5, 6) == count(6, 1) == 2
+    assert count(5, 7) == count(5, 9) == count(7, 1) == 1
+    assert count(5, 10) == count(10, 1) == 0
 
 
 def test_stray_votes_are_noise():

@@ -1,0 +1,246 @@
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mtl_keras import cli
+from mtl_keras.cli import EvaluateOptions, TrainOptions, parse_options
+from mtl_keras.errors import UserError
+from mtl_keras.recipes import RECIPES
+
+ROOT = Path(__file__).parents[1]
+
+
+def parse(*argv):
+    return parse_options(TrainOptions, argv, RECIPES)
+
+
+def test_defaults_are_those_of_the_dataclass():
+    assert parse() == TrainOptions()
+    assert parse_options(EvaluateOptions, [], positional=("run",)) == EvaluateOptions()
+
+
+def test_every_field_has_help():
+    for options_class in (TrainOptions, EvaluateOptions):
+        for field in dataclasses.fields(options_class):
+            assert field.metadata["help"], field.name
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_override_the_defaults(recipe):
+    options = parse("--recipe", recipe)
+    expected = {**vars(TrainOptions()), **RECIPES[recipe], "recipe": recipe}
+    assert vars(options) == expected
+
+
+def test_recipes_hold_what_the_parser_would_make_of_it():
+    fields = {field.name: field for field in dataclasses.fields(TrainOptions)}
+    for recipe in RECIPES.values():
+        for name, value in recipe.items():
+            assert type(value) is type(getattr(TrainOptions(), name)), name
+            choices = fields[name].metadata["choices"]
+            assert choices is None or value in choices
+
+
+def test_flags_override_the_recipe():
+    options = parse("--recipe", "mtl", "--epochs", "2", "--no-pretrained", "--no-flip")
+    expected = {
+        **vars(parse("--recipe", "mtl")),
+        "epochs": 2,
+        "pretrained": False,
+        "flip": False,
+    }
+    assert vars(options) == expected
+
+
+@pytest.mark.parametrize(
+    "argv, name, value",
+    [
+        (["--image-size", "96x160"], "image_size", (96, 160)),
+        (["--tasks", "depth, semantic"], "tasks", ("semantic", "depth")),
+        (
+            ["--task-weights", "semantic=0.8,depth=0"],
+            "task_weights",
+            {"semantic": 0.8, "depth": 0.0},
+        ),
+        (["--likelihoods", "depth=laplace"], "likelihoods", {"depth": "laplace"}),
+        (["--initial-variance", "0.2,1"], "initial_variance", (0.2, 1.0)),
+        (["--initial-variance", "0.5"], "initial_variance", (0.5, 0.5)),
+        (["--learning-rate", "1e-4"], "learning_rate", 1e-4),
+        (["--weight-decay", "0"], "weight_decay", 0.0),
+        (["--steps", "7"], "steps", 7),
+        (["--seed", "4294967295"], "seed", 2**32 - 1),
+        (["--resume"], "resume", True),
+        (["--data", "a b/c"], "data", "a b/c"),
+    ],
+)
+def test_values_are_read(argv, name, value):
+    options = parse(*argv)
+    assert getattr(options, name) == value
+    assert type(getattr(options, name)) is type(value)
+    assert dataclasses.replace(TrainOptions(), **{name: value}) == options
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--image-size", "128"],
+        ["--image-size", "31x64"],
+        ["--image-size=-64x64"],
+        ["--tasks", "semantic,flow"],
+        ["--tasks", ""],
+        ["--task-weights", "semantic"],
+        ["--task-weights", "semantic=-1"],
+        ["--task-weights", "semantic=nan"],
+        ["--task-weights", "flow=1"],
+        ["--likelihoods", "depth=poisson"],
+        ["--initial-variance", "0,1"],
+        ["--initial-variance", "1,0.2"],
+        ["--initial-variance", "a"],
+        ["--batch-size", "0"],
+        ["--epochs", "1.5"],
+        ["--learning-rate", "0"],
+        ["--learning-rate", "nan"],
+        ["--learning-rate", "inf"],
+        ["--weight-decay=-1"],
+        ["--seed=-1"],
+        ["--seed", "4294967296"],
+        ["--seed", "x"],
+        ["--optimizer", "lbfgs"],
+        ["--backbone", "vgg"],
+        ["--recipe", "fast"],
+        ["--precision", "float8"],
+    ],
+)
+def test_wrong_values_are_named(argv, capsys):
+    with pytest.raises(SystemExit) as raised:
+        parse(*argv)
+    assert raised.value.code == 2
+    flag, _, value = argv[0].partition("=")
+    value = argv[1] if len(argv) == 2 else value
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"argument {flag}: " in message
+    # In lists, it is the wrong item that is named.
+    named = [value, *value.replace("=", ",").split(",")]
+    assert any(repr(item) in message for item in named), message
+
+
+@pytest.mark.parametrize("argv", [["--epoch", "3"], ["--sead", "1"], ["demo"]])
+def test_unknown_arguments_are_named(argv, capsys):
+    with pytest.raises(SystemExit) as raised:
+        parse(*argv)
+    assert raised.value.code == 2
+    message = capsys.readouterr().err
+    assert "unrecognized arguments" in message and argv[0] in message
+
+
+def test_run_is_positional():
+    options = parse_options(
+        EvaluateOptions, ["runs/x", "--split", "test"], positional=("run",)
+    )
+    assert (options.run, options.split) == ("runs/x", "test")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["--recipe", "mtl"],
+        [
+            "--weighting=fixed",
+            "--task-weights=depth=0.25",
+            "--tasks=depth",
+            "--image-size=40x72",
+            "--initial-variance=0.1,3",
+        ],
+    ],
+)
+def test_options_come_back_from_json(argv, tmp_path):
+    options = parse(*argv)
+    cli.write_options(options, tmp_path / "options.json")
+    assert cli.read_options(TrainOptions, tmp_path / "options.json") == options
+
+
+def test_options_that_cannot_be_read(tmp_path):
+    path = tmp_path / "options.json"
+    with pytest.raises(UserError, match=f"no run in {tmp_path}.*train.py"):
+        cli.read_options(TrainOptions, path)
+    for content in ("{", "[]", '{"speed": 3}', "3"):
+        path.write_text(content)
+        with pytest.raises(UserError, match=f"{path} does not hold the options"):
+            cli.read_options(TrainOptions, path)
+
+
+def test_missing_options_take_their_defaults(tmp_path):
+    """Runs of an older version, before an option existed, can be read."""
+    path = tmp_path / "options.json"
+    path.write_text(json.dumps({"epochs": 3}))
+    assert cli.read_options(TrainOptions, path) == TrainOptions(epochs=3)
+
+
+def test_differing_options():
+    first, second = TrainOptions(), TrainOptions(epochs=2, resume=True, output="x")
+    assert cli.differing_options(first, first) == {}
+    assert cli.differing_options(first, second, ignored=("output", "resume")) == {
+        "--epochs": (first.epochs, 2)
+    }
+
+
+def test_a_user_error_is_one_sentence(capsys):
+    def fail():
+        raise UserError("The file\n  a.png is missing.")
+
+    with pytest.raises(SystemExit) as raised:
+        cli.run_script(fail)
+    assert raised.value.code == 2
+    assert capsys.readouterr().err == "error: The file a.png is missing.\n"
+
+
+def test_other_errors_keep_their_traceback():
+    def fail():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cli.run_script(fail)
+
+
+def test_an_interrupt_says_how_to_go_on(capsys):
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as raised:
+        cli.run_script(stop)
+    assert raised.value.code == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate"])
+def test_help_is_complete_and_loads_nothing_heavy(script):
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = [sys.argv[1], '--help']\n"
+        "try:\n"
+        "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as stop:\n"
+        "    assert not stop.code\n"
+        "heavy = {'keras', 'tensorflow', 'jax', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    completed = subprocess.run(
+        [sys.executable, "-c", code, f"{script}.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert completed.returncode == 0, completed.stderr
+    options_class = {"train": TrainOptions, "evaluate": EvaluateOptions}[script]
+    for field in dataclasses.fields(options_class):
+        is_flag = field.name != "run"
+        name = "--" + field.name.replace("_", "-") if is_flag else "run"
+        assert name in completed.stdout, field.name
+    if script == "train":
+        for recipe in RECIPES:
+            assert f"{recipe}:" in completed.stdout

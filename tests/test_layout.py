@@ -1,0 +1,105 @@
+"""Imports in the package point downwards."""
+
+import ast
+import pathlib
+
+import pytest
+
+import mtl_keras
+
+PACKAGE = pathlib.Path(mtl_keras.__file__).parent
+
+# From the bottom to the top; a module may import from its own row and those below.
+ROWS = (
+    ("errors", "cityscapes", "recipes"),
+    ("surfaces", "rendering", "street_objects", "street_plan"),
+    ("layers", "losses", "clustering", "instances", "frames", "streets", "cli"),
+    ("model", "metrics", "training", "scoring", "objects"),
+    ("datasets", "data", "export", "report", "object_gallery"),
+    ("runs",),
+)
+HEIGHTS = {name: height for height, row in enumerate(ROWS) for name in row}
+MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
+
+# Those a machine with JAX alone has to be able to import, and those that processes
+# import which have no time to wait for Keras.
+CORE = (
+    "cityscapes",
+    "instances",
+    "layers",
+    "losses",
+    "metrics",
+    "model",
+    "streets",
+    "training",
+)
+LIGHT = ("cli", "cityscapes", "errors", "frames", "recipes", "streets")
+
+
+def imports_of(module):
+    """Full names of the modules that a module imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            if node.module == "mtl_keras":
+                names |= {f"mtl_keras.{alias.name}" for alias in node.names}
+            else:
+                names.add(node.module)
+    return names
+
+
+def own_imports_of(module):
+    return {
+        name.split(".")[1]
+        for name in imports_of(module)
+        if name.startswith("mtl_keras.")
+    }
+
+
+def everything_below(module):
+    found, todo = set(), {module}
+    while todo:
+        name = todo.pop()
+        found.add(name)
+        todo |= own_imports_of(name) - found
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_downwards(module):
+    assert module in HEIGHTS, f"give {module} its place in ROWS"
+    for other in own_imports_of(module):
+        assert HEIGHTS[other] <= HEIGHTS[module], f"{module} imports {other}"
+        assert module not in everything_below(other), f"{module} and {other} in a ring"
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_the_core_needs_no_tensorflow(module):
+    for name in everything_below(module):
+        assert not any(
+            imported.split(".")[0].startswith("tensorflow")
+            for imported in imports_of(name)
+        ), name
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_need_no_keras(module):
+    for name in everything_below(module):
+        heavy = {"keras", "tensorflow", "tensorflow_datasets", "jax", "sklearn"}
+        assert not heavy & {n.split(".")[0] for n in imports_of(name)}, name
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_imports_the_scripts(module):
+    assert not {"train", "evaluate"} & imports_of(module)
+
+
+def test_public_names_can_be_had():
+    for name in mtl_keras.__all__:
+        assert getattr(mtl_keras, name) is not None
+    assert set(mtl_keras.__all__) <= set(dir(mtl_keras))
+    with pytest.raises(AttributeError, match="nothing"):
+        mtl_keras.nothing

@@ -1,0 +1,351 @@
+import dataclasses
+import json
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from mtl_keras import runs
+from mtl_keras.cli import TrainOptions, write_options
+from mtl_keras.errors import UserError
+from mtl_keras.losses import FixedWeighting, UncertaintyWeighting
+
+
+def make_options(output, **values):
+    return TrainOptions(output=str(output), image_size=(32, 64), **values)
+
+
+def write_checkpoint(directory, epoch, suffix="", damaged=False):
+    last = directory / "checkpoints" / "last"
+    last.mkdir(parents=True, exist_ok=True)
+    path = last / f"latest.weights.h5{suffix}"
+    with h5py.File(path, "w") as file:
+        file["epoch"] = np.full(1000, epoch)
+    if damaged:
+        path.write_bytes(path.read_bytes()[:500])
+    metadata = last / f"training_metadata.json{suffix}"
+    metadata.write_text(json.dumps({"epoch": epoch, "batch": 0}))
+    return path, metadata
+
+
+def checkpoint_epoch(directory):
+    with h5py.File(directory / "checkpoints" / "last" / "latest.weights.h5") as file:
+        return int(file["epoch"][0])
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run directory after two of three epochs, and its options."""
+    options = make_options(tmp_path / "run", epochs=3)
+    directory = runs.claim_directory(options, 3)
+    write_checkpoint(directory, 1, ".bkp")
+    write_checkpoint(directory, 2)
+    return directory, options
+
+
+def test_a_new_directory_gets_the_options(tmp_path):
+    options = make_options(tmp_path / "new" / "run", seed=3)
+    directory = runs.claim_directory(options, 30)
+    assert directory == tmp_path / "new" / "run"
+    stored = json.loads((directory / "options.json").read_text())
+    assert stored["seed"] == 3 and stored["image_size"] == [32, 64]
+
+
+def test_an_empty_directory_will_do(tmp_path):
+    (tmp_path / "run").mkdir()
+    runs.claim_directory(make_options(tmp_path / "run"), 30)
+    assert (tmp_path / "run" / "options.json").exists()
+
+
+def test_the_directory_is_named_after_the_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    directory = runs.claim_directory(TrainOptions(recipe="mtl"), 30)
+    assert directory.as_posix() == "runs/mtl"
+
+
+def test_an_unfinished_run_wants_resume(run):
+    directory, options = run
+    with pytest.raises(UserError, match=f"{directory} holds an unfinished.*--resume"):
+        runs.claim_directory(options, 3)
+    resumed = dataclasses.replace(options, resume=True)
+    assert runs.claim_directory(resumed, 3) == directory
+    assert not json.loads((directory / "options.json").read_text())["resume"]
+
+
+def test_a_finished_run_does_not(run):
+    directory, options = run
+    write_checkpoint(directory, 3)
+    assert runs.is_trained(directory, 3)
+    assert runs.claim_directory(options, 3) == directory
+
+
+def test_other_options_are_named(run):
+    directory, options = run
+    before = {
+        path: path.read_bytes() for path in directory.rglob("*.*") if path.is_file()
+    }
+    changed = dataclasses.replace(options, epochs=4, backbone="resnet50", resume=True)
+    with pytest.raises(UserError) as raised:
+        runs.claim_directory(changed, 4)
+    message = str(raised.value)
+    assert "--epochs 3 there and 4 here" in message
+    assert "--backbone small there and resnet50 here" in message
+    assert "--resume" not in message
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_foreign_directories_are_left_alone(tmp_path):
+    (tmp_path / "photo.png").write_text("mine")
+    with pytest.raises(UserError, match=f"{tmp_path} exists and is no run"):
+        runs.claim_directory(make_options(tmp_path), 30)
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+    for output in (tmp_path / "photo.png", tmp_path / "photo.png" / "run"):
+        with pytest.raises(UserError, match="choose another --output"):
+            runs.claim_directory(make_options(output), 30)
+    assert (tmp_path / "photo.png").read_text() == "mine"
+
+
+def test_broken_options_are_named(run):
+    directory, options = run
+    (directory / "options.json").write_text("{")
+    with pytest.raises(UserError, match="options.json does not hold the options"):
+        runs.claim_directory(options, 3)
+
+
+def resume(run):
+    directory, options = run
+    runs.claim_directory(dataclasses.replace(options, resume=True), 3)
+    return directory
+
+
+def test_an_intact_checkpoint_is_kept(run):
+    directory = resume(run)
+    assert (runs.finished_epochs(directory), checkpoint_epoch(directory)) == (2, 2)
+
+
+@pytest.mark.parametrize("what", ["weights", "metadata"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, what, capsys):
+    weights, metadata = write_checkpoint(run[0], 2, damaged=what == "weights")
+    if what == "metadata":
+        metadata.write_text("")
+    directory = resume(run)
+    assert (runs.finished_epochs(directory), checkpoint_epoch(directory)) == (1, 1)
+    assert f"{weights} is damaged" in capsys.readouterr().out
+
+
+def test_two_damaged_checkpoints_are_named(run):
+    write_checkpoint(run[0], 2, damaged=True)
+    write_checkpoint(run[0], 1, ".bkp", damaged=True)
+    with pytest.raises(UserError, match="latest.weights.h5 is damaged.*remove"):
+        resume(run)
+
+
+def test_a_first_checkpoint_cut_short_does_not_count(tmp_path):
+    options = make_options(tmp_path / "run", epochs=3)
+    directory = runs.claim_directory(options, 3)
+    weights, metadata = write_checkpoint(directory, 1, damaged=True)
+    metadata.unlink()
+    resume((directory, options))
+    assert runs.finished_epochs(directory) == 0 and not weights.exists()
+
+
+def test_count_steps():
+    options = TrainOptions(batch_size=4, epochs=5)
+    assert runs.count_steps(options, 19) == (5, 4)
+    with pytest.raises(UserError, match="3 frames.*batch of 4.*--batch-size"):
+        runs.count_steps(options, 3)
+
+
+@pytest.mark.parametrize(
+    "steps, expected", [(1, (1, 1)), (4, (1, 4)), (5, (2, 3)), (8, (2, 4)), (9, (3, 3))]
+)
+def test_count_steps_in_place_of_epochs(steps, expected):
+    options = TrainOptions(batch_size=4, epochs=5, steps=steps)
+    epochs, steps_per_epoch = runs.count_steps(options, 19)  # 4 batches a pass
+    assert (epochs, steps_per_epoch) == expected
+    assert epochs * steps_per_epoch >= steps
+
+
+def test_learned_weighting_starts_in_the_range():
+    options = TrainOptions(initial_variance=(0.2, 1.0), seed=4)
+    weighting = runs.build_weighting(options)
+    assert isinstance(weighting, UncertaintyWeighting)
+    starts = {t: float(s.numpy()) for t, s in weighting.log_variances.items()}
+    assert all(np.log(0.2) <= s <= 0 for s in starts.values())
+    assert len(set(starts.values())) == 3
+    again = runs.build_weighting(options).log_variances
+    assert {task: float(s.numpy()) for task, s in again.items()} == starts
+
+
+def test_fixed_weighting():
+    equal = runs.build_weighting(TrainOptions(weighting="fixed"))
+    assert isinstance(equal, FixedWeighting)
+    assert equal.task_weights() == {
+        task: pytest.approx(1 / 3) for task in ("semantic", "instance", "depth")
+    }
+    weights = {"semantic": 0.5, "depth": 0.0}
+    given = runs.build_weighting(
+        TrainOptions(
+            weighting="fixed", tasks=("semantic", "depth"), task_weights=weights
+        )
+    )
+    assert given.task_weights() == weights
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"task_weights": {"depth": 1.0}}, "--task-weights needs --weighting fixed"),
+        (
+            {"weighting": "fixed", "task_weights": {"depth": 1.0}},
+            "weights for depth, but the tasks are semantic, instance, depth",
+        ),
+        (
+            {
+                "weighting": "fixed",
+                "tasks": ("depth",),
+                "task_weights": {"depth": 0.0},
+            },
+            "switches every task off",
+        ),
+        ({"likelihoods": {"depth": "mtl"}}, "no likelihood for semantic"),
+    ],
+)
+def test_weightings_that_do_not_fit(values, message):
+    with pytest.raises(UserError, match=message):
+        runs.check_options(TrainOptions(**values))
+
+
+def test_optimizers():
+    adam = runs.build_optimizer(
+        TrainOptions(learning_rate=0.1, schedule="constant", weight_decay=0.0), 10
+    )
+    assert isinstance(adam, keras.optimizers.Adam) and adam.weight_decay is None
+    assert float(adam.learning_rate) == pytest.approx(0.1)
+    sgd = runs.build_optimizer(
+        TrainOptions(optimizer="sgd", learning_rate=0.1, schedule="poly"), 10
+    )
+    assert isinstance(sgd, keras.optimizers.SGD) and sgd.weight_decay == 1e-4
+    schedule = sgd._learning_rate
+    for step in (0, 4, 10):
+        expected = 0.1 * (1 - step / 10) ** 0.9
+        assert float(schedule(step)) == pytest.approx(expected, abs=1e-7)
+    cosine = runs.build_optimizer(TrainOptions(learning_rate=0.1), 10)._learning_rate
+    assert [float(cosine(step)) for step in (0, 5, 10)] == pytest.approx([0.1, 0.05, 0])
+
+
+@pytest.mark.parametrize("tasks", [("depth",), ("semantic", "instance", "depth")])
+def test_trainer_of_a_run(tasks, set_policy):
+    trainer = runs.build_trainer(make_options("x", tasks=tasks, label_set="ids"))
+    assert set(trainer.network.output) == set(trainer.task_losses) == set(tasks)
+    assert set(trainer.weighting.sigmas()) == set(tasks)
+    if "semantic" in tasks:
+        assert trainer.network.output["semantic"].shape[-1] == 34
+    assert [metric.name for metric in trainer.task_metrics["depth"]] == [
+        "mean_abs",
+        "rms",
+    ]
+
+
+def test_the_policy_of_a_run(set_policy):
+    trainer = runs.build_trainer(make_options("x", precision="mixed_bfloat16"))
+    assert trainer.network.get_layer("conv1_conv").compute_dtype == "bfloat16"
+    assert runs.build_trainer(make_options("x")).network.compute_dtype == "float32"
+
+
+def test_best_metric():
+    assert runs.best_metric(("semantic", "depth")) == ("val_semantic/miou", "max")
+    assert runs.best_metric(("instance", "depth")) == ("val_instance/mean_abs", "min")
+
+
+def write_history(directory, rows):
+    lines = ["epoch,val_semantic/miou,val_depth/mean_abs"]
+    lines += [f"{epoch},{miou},{depth}" for epoch, miou, depth in rows]
+    (directory / "history.csv").write_text("\n".join(lines) + "\n")
+
+
+ROWS = [(0, 0.2, 5.0), (1, 0.4, 3.0), (2, 0.3, 4.0)]
+
+
+def test_what_was_logged_after_the_checkpoint_is_forgotten(run):
+    directory, _ = run
+    write_history(directory, ROWS)
+    runs.drop_unfinished_epochs(directory)
+    history = runs.read_history(directory)
+    assert [row["epoch"] for row in history] == [0, 1]
+    assert history[1]["val_semantic/miou"] == 0.4
+    (directory / "checkpoints" / "last" / "training_metadata.json").unlink()
+    runs.drop_unfinished_epochs(directory)
+    assert runs.read_history(directory) == []
+    runs.drop_unfinished_epochs(directory)
+
+
+def test_the_best_so_far_outlives_a_restart(run):
+    directory, _ = run
+    write_history(directory, ROWS)
+    thresholds = []
+    for tasks in (("semantic",), ("depth",)):
+        (checkpoint,) = (
+            callback
+            for callback in runs.make_callbacks(directory, tasks, 10)
+            if isinstance(callback, keras.callbacks.ModelCheckpoint)
+        )
+        thresholds.append(checkpoint.best)
+    assert thresholds == [0.4, 3.0]
+
+
+def test_divergence_is_explained(run):
+    directory, _ = run
+    with pytest.raises(UserError, match=f"{directory}.*epoch 2.*--learning-rate"):
+        with runs.explain_divergence(directory):
+            raise RuntimeError("NaN or Inf loss encountered")
+    with pytest.raises(RuntimeError, match="another"):
+        with runs.explain_divergence(directory):
+            raise RuntimeError("another reason")
+
+
+def test_checkpoints_that_do_not_fit(tmp_path):
+    options = make_options(tmp_path, tasks=("depth",))
+    directory = runs.claim_directory(options, 1)
+    trainer = runs.build_trainer(options)
+    with pytest.raises(UserError, match="best.weights.h5 is missing.*train.py"):
+        runs.restore_best(trainer, directory)
+    path = directory / "checkpoints" / "best.weights.h5"
+    path.parent.mkdir()
+    trainer.save_weights(path)
+    runs.restore_best(trainer, directory)
+    other = runs.build_trainer(make_options(tmp_path, tasks=("instance", "depth")))
+    with pytest.raises(UserError, match="best.weights.h5 does not fit.*options.json"):
+        runs.restore_best(other, directory)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="best.weights.h5 does not fit"):
+        runs.restore_best(trainer, directory)
+
+
+def test_constant_predictor_of_a_run(tmp_path):
+    with pytest.raises(UserError, match="constant.json is missing.*train.py"):
+        runs.load_constant_predictor(tmp_path)
+    (tmp_path / "constant.json").write_text('{"semantic": 3, "depth": 1.5}')
+    assert vars(runs.load_constant_predictor(tmp_path)) == {
+        "semantic": 3,
+        "depth": 1.5,
+    }
+
+
+def test_jit_is_on_where_it_pays(monkeypatch, capsys):
+    assert runs.choose_jit(TrainOptions(jit="on")) is True
+    assert runs.choose_jit(TrainOptions(jit="off")) is False
+    assert capsys.readouterr().out == ""
+    for device, expected in (("cpu:0", False), ("gpu:0", True)):
+        monkeypatch.setattr(
+            keras.distribution, "list_devices", lambda device=device: [device]
+        )
+        assert runs.choose_jit(TrainOptions(jit="auto")) is expected
+        assert device[:3] in capsys.readouterr().out
+
+
+def test_unavailable_architecture(tmp_path):
+    write_options(TrainOptions(), tmp_path / "options.json")
+    with pytest.raises(UserError, match="kendall"):
+        runs.check_options(TrainOptions(architecture="kendall"))

@@ -1,0 +1,247 @@
+"""The scripts as a user runs them, on a tiny tree in the layout of Cityscapes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtl_keras import cityscapes
+from mtl_keras.runs import read_history
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.slow
+
+TINY = ("--image-size", "32x64", "--batch-size", "2", "--steps", "6")  # 3 epochs of 2
+
+
+def start(script, *arguments, cwd):
+    return subprocess.Popen(
+        [sys.executable, ROOT / f"{script}.py", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def call(script, *arguments, cwd):
+    process = start(script, *arguments, cwd=cwd)
+    output, errors = process.communicate()
+    return process.returncode, output, errors
+
+
+def succeed(script, *arguments, cwd):
+    status, output, errors = call(script, *arguments, cwd=cwd)
+    assert status == 0, errors
+    return output
+
+
+def fail(script, *arguments, cwd):
+    """Runs what must end with status 2 and one sentence, which it returns."""
+    status, _, errors = call(script, *arguments, cwd=cwd)
+    assert status == 2, errors
+    assert "Traceback" not in errors
+    sentences = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(sentences) == 1 and errors.rstrip().endswith(sentences[0]), errors
+    return sentences[0]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, street_tree):
+    """A working directory with a finished run in `run`, and what evaluate.py says."""
+    place = tmp_path_factory.mktemp("place")
+    trained = succeed(
+        "train", "--data", street_tree, "--output", "run", *TINY, cwd=place
+    )
+    return place, trained, succeed("evaluate", "run", "--predictions", cwd=place)
+
+
+def snapshot(directory):
+    """Contents and times of all files below a directory."""
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+def arrays(path):
+    found = {}
+
+    def collect(name, item):
+        if isinstance(item, h5py.Dataset):
+            found[name] = item[()]
+
+    with h5py.File(path) as file:
+        file.visititems(collect)
+    return found
+
+
+def test_every_promised_file_exists(place):
+    run = place[0] / "run"
+    for name in (
+        "options.json",
+        "constant.json",
+        "history.csv",
+        "checkpoints/best.weights.h5",
+        "checkpoints/last/latest.weights.h5",
+        "saved_model/saved_model.pb",
+        "figures/losses.png",
+        "figures/weights.png",
+        "figures/val.png",
+        "metrics.json",
+        "table.md",
+        *(
+            f"predictions/val/streets_00000{number}_000019_{ending}"
+            for number in (0, 1)
+            for ending in ("labelIds.png", "disparity.png", "offsets.npy")
+        ),
+    ):
+        assert (run / name).stat().st_size > 0, name
+    assert any((run / "tensorboard").rglob("events.*"))
+    assert "evaluate.py run" in place[1]
+
+
+def test_history_has_a_row_an_epoch(place):
+    history = read_history(place[0] / "run")
+    assert [row["epoch"] for row in history] == [0, 1, 2]
+    for row in history:
+        assert np.isfinite(list(row.values())).all()
+        for task in ("semantic", "instance", "depth"):
+            assert {f"{task}/loss", f"{task}/sigma", f"{task}/weight"} <= row.keys()
+            assert f"val_{task}/loss" in row
+
+
+def test_metrics(place):
+    metrics = json.loads((place[0] / "run" / "metrics.json").read_text())
+    assert {"split", "frames", "metrics", "constant_predictor", "per_class_iou"} <= (
+        metrics.keys()
+    )
+    assert (metrics["split"], metrics["frames"]) == ("val", 2)
+    names = {
+        "semantic/miou",
+        "semantic/pixel_accuracy",
+        "instance/mean_abs",
+        "instance/mean_l2",
+        "instance/rms",
+        "depth/mean_abs",
+        "depth/rms",
+    }
+    assert set(metrics["metrics"]) == set(metrics["constant_predictor"]) == names
+    assert set(metrics["per_class_iou"]) == {
+        label.name for label in cityscapes.EVALUATED
+    }
+    # What is printed is what is kept, and agrees with the validation of the best epoch.
+    table = (place[0] / "run" / "table.md").read_text()
+    assert table.strip() in place[2] and "constant predictor" in table
+    best = max(row["val_semantic/miou"] for row in read_history(place[0] / "run"))
+    assert metrics["metrics"]["semantic/miou"] == pytest.approx(best, rel=1e-4)
+
+
+def test_a_finished_run_is_left_as_it_is(place, street_tree):
+    run = place[0] / "run"
+    before = snapshot(run / "checkpoints") | snapshot(run / "saved_model")
+    history = (run / "history.csv").read_text()
+    for more in ([], ["--resume"]):
+        arguments = ["--data", street_tree, "--output", "run", *TINY, *more]
+        succeed("train", *arguments, cwd=place[0])
+    assert snapshot(run / "checkpoints") | snapshot(run / "saved_model") == before
+    assert (run / "history.csv").read_text() == history
+
+
+def test_other_options_change_nothing(place, street_tree):
+    run = place[0] / "run"
+    before = snapshot(run)
+    arguments = ["--data", street_tree, "--output", "run", *TINY, "--seed", "7"]
+    sentence = fail("train", *arguments, cwd=place[0])
+    assert "--seed 0 there and 7 here" in sentence
+    assert snapshot(run) == before
+
+
+def test_killed_and_resumed_equals_uninterrupted(place, street_tree):
+    arguments = ["--data", street_tree, "--output", "other", *TINY]
+    process = start("train", *arguments, cwd=place[0])
+    metadata = place[0] / "other" / "checkpoints" / "last" / "training_metadata.json"
+    while process.poll() is None and not metadata.exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finished = json.loads(metadata.read_text())["epoch"]
+    if finished == 3:
+        pytest.skip("the run was over before it could be killed")
+    assert "--resume" in fail("train", *arguments, cwd=place[0])
+    succeed("train", *arguments, "--resume", cwd=place[0])
+    whole, resumed = place[0] / "run", place[0] / "other"
+    assert read_history(whole) == read_history(resumed)
+    for name in ("best.weights.h5", "last/latest.weights.h5"):
+        expected = arrays(whole / "checkpoints" / name)
+        found = arrays(resumed / "checkpoints" / name)
+        assert expected.keys() == found.keys() and len(expected) > 100
+        for key, value in expected.items():
+            np.testing.assert_array_equal(found[key], value, err_msg=key)
+
+
+def test_unlabelled_split_is_predicted(place):
+    before = (place[0] / "run" / "metrics.json").read_text()
+    arguments = ["run", "--split", "test", "--predictions"]
+    output = succeed("evaluate", *arguments, cwd=place[0])
+    assert "'test' has no labels: predicted, not evaluated" in output
+    run = place[0] / "run"
+    assert (run / "figures" / "test.png").stat().st_size > 0
+    assert len([*(run / "predictions" / "test").iterdir()]) == 3
+    assert (run / "metrics.json").read_text() == before
+
+
+def test_a_run_of_one_task_with_fixed_weights(place, street_tree):
+    options = ["--data", street_tree, "--output", "single", *TINY]
+    options += ["--tasks", "depth", "--weighting", "fixed"]
+    succeed("train", *options, cwd=place[0])
+    succeed("evaluate", "single", cwd=place[0])
+    metrics = json.loads((place[0] / "single" / "metrics.json").read_text())
+    assert set(metrics["metrics"]) == {"depth/mean_abs", "depth/rms"}
+    assert metrics["per_class_iou"] == {}
+    assert not (place[0] / "single" / "figures" / "weights.png").exists()
+
+
+def test_mistakes_are_explained(place, own_tree):
+    root = place[0]
+    assert "no directory" in fail("train", "--data", "nowhere", cwd=root)
+    assert "no run in nowhere" in fail("evaluate", "nowhere", cwd=root)
+    assert "'dev'" in fail("evaluate", "run", "--split", "dev", cwd=root)
+    arguments = ["--data", own_tree, "--output", "new", *TINY]
+    assert "--weighting fixed" in fail(
+        "train", *arguments, "--task-weights", "depth=1", cwd=root
+    )
+    assert "fewer than a batch of 64" in fail(
+        "train", *arguments, "--batch-size", "64", cwd=root
+    )
+    label = cityscapes.frame_path(
+        own_tree, "train", "streets_000002_000019", "semantic"
+    )
+    Image.fromarray(np.zeros((30, 60), np.uint8)).save(label)
+    assert f"{label.name} is 30x60" in fail("train", *arguments, cwd=root)
+    label.unlink()
+    assert f"{label.name} is missing" in fail("train", *arguments, cwd=root)
+    assert not (root / "new").exists()
+
+
+def test_damaged_checkpoints_are_explained(place, street_tree):
+    shutil.copytree(place[0] / "run", place[0] / "damaged")
+    best = place[0] / "damaged" / "checkpoints" / "best.weights.h5"
+    best.write_bytes(best.read_bytes()[:2000])
+    assert "best.weights.h5 does not fit" in fail("evaluate", "damaged", cwd=place[0])
+    for path in (best.parent / "last").glob("*.h5*"):
+        path.write_bytes(b"")
+    arguments = ["--data", street_tree, "--output", "damaged", *TINY, "--resume"]
+    assert "latest.weights.h5 is damaged" in fail("train", *arguments, cwd=place[0])

@@ -1,0 +1,640 @@
+import doctest
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from mtl_keras import training
+from mtl_keras.losses import FixedWeighting, MaskedLoss, UncertaintyWeighting
+from mtl_keras.training import MultiTaskTrainer
+
+tensorflow_only = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="uses tf.data"
+)
+
+TASKS = ("height", "weight", "kind")
+LIKELIHOODS = {"height": "gaussian", "weight": "laplace", "kind": "softmax"}
+
+
+def build_mlp(structure="dict", regularizer=None, seed=0):
+    """A network that is none of ours: two outputs of one shape, and a classifier."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((6,))
+    x = keras.layers.Dense(
+        8, activation="tanh", name="trunk", kernel_regularizer=regularizer
+    )(inputs)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    heads = {
+        task: keras.layers.Dense(3 if task == "kind" else 1, name=task)(x)
+        for task in TASKS
+    }
+    outputs = {
+        "dict": heads,
+        "list": list(heads.values()),
+        "single": heads["height"],
+    }[structure]
+    return keras.Model(inputs, outputs)
+
+
+def task_losses(tasks=TASKS):
+    losses = {
+        "height": keras.losses.MeanSquaredError(),
+        "weight": keras.losses.MeanAbsoluteError(),
+        "kind": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    }
+    return {task: losses[task] for task in tasks}
+
+
+def build_trainer(network=None, tasks=TASKS, weighting=None, losses=None, **options):
+    return MultiTaskTrainer(
+        network or build_mlp(),
+        losses or task_losses(tasks),
+        weighting or UncertaintyWeighting({task: LIKELIHOODS[task] for task in tasks}),
+        **options,
+    )
+
+
+def make_data(size=24, seed=1):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(size, 6)).astype("float32")
+    targets = {
+        "height": x[:, :1] * 2 + 1,
+        "weight": x[:, 1:2] - x[:, 2:3],
+        "kind": rng.integers(0, 3, size).astype("int32"),
+    }
+    return x, targets
+
+
+def weights_of(model):
+    return [np.array(variable.numpy()) for variable in model.trainable_variables]
+
+
+def log_variances(trainer):
+    return {t: float(s.numpy()) for t, s in trainer.weighting.log_variances.items()}
+
+
+def test_example_of_the_docstring():
+    result = doctest.testmod(training, extraglobs={"keras": keras, "ops": ops})
+    assert result.attempted > 0 and result.failed == 0
+
+
+def test_a_step_moves_trunk_heads_and_sigmas():
+    trainer = build_trainer()
+    trainer.compile(keras.optimizers.Adam(0.01))
+    before = weights_of(trainer)
+    x, targets = make_data()
+    trainer.train_on_batch(x, targets)
+    assert len(before) == 2 + 2 + 3 * 2 + 3
+    for variable, old in zip(trainer.trainable_variables, before):
+        assert np.abs(variable.numpy() - old).max() > 0, variable.path
+
+
+def test_evaluation_moves_nothing():
+    trainer = build_trainer()
+    trainer.compile("adam")
+    before = [variable.numpy() for variable in (*trainer.network.variables,)]
+    sigmas = trainer.weighting.sigmas()
+    x, targets = make_data()
+    trainer.evaluate(x, targets, verbose=0)
+    for variable, old in zip(trainer.network.variables, before):
+        np.testing.assert_array_equal(variable.numpy(), old)
+    assert trainer.weighting.sigmas() == sigmas
+
+
+def test_losses_are_those_of_the_formula():
+    network = build_mlp()
+    trainer = build_trainer(
+        network, weighting=UncertaintyWeighting(LIKELIHOODS, {"height": 0.4})
+    )
+    trainer.compile("adam")
+    x, targets = make_data()
+    logs = trainer.evaluate(x, targets, verbose=0, return_dict=True)
+    outputs = {task: np.array(y) for task, y in network(x).items()}
+    error = outputs["height"] - targets["height"]
+    height = np.mean(np.square(error))
+    weight = np.mean(np.abs(outputs["weight"] - targets["weight"]))
+    scores = np.exp(outputs["kind"])
+    chosen = np.take_along_axis(scores, targets["kind"][:, None], 1)[:, 0]
+    kind = -np.mean(np.log(chosen / scores.sum(1)))
+    expected = {
+        "loss": 0.5 * math.exp(-0.4) * height + 0.5 * 0.4 + weight + kind,
+        "height/loss": height,
+        "weight/loss": weight,
+        "kind/loss": kind,
+    }
+    assert set(logs) == set(expected)
+    for name, value in expected.items():
+        assert logs[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_logs_hold_losses_metrics_sigmas_and_weights():
+    trainer = build_trainer(
+        task_metrics={"height": [keras.metrics.MeanAbsoluteError(name="mean_abs")]}
+    )
+    trainer.compile("adam")
+    x, targets = make_data()
+    history = trainer.fit(
+        x, targets, validation_data=(x, targets), batch_size=8, epochs=2, verbose=0
+    ).history
+    names = ["loss", "height/mean_abs"] + [f"{task}/loss" for task in TASKS]
+    own = [f"{task}/{name}" for task in TASKS for name in ("sigma", "weight")]
+    assert set(history) == {*names, *own, *(f"val_{name}" for name in names)}
+    # They are the values after the last step.
+    for task in TASKS:
+        assert history[f"{task}/sigma"][-1] == pytest.approx(
+            trainer.weighting.sigmas()[task]
+        )
+        assert history[f"{task}/weight"][-1] == pytest.approx(
+            trainer.weighting.task_weights()[task]
+        )
+    assert history["height/sigma"][0] != history["height/sigma"][1]
+
+
+def test_fixed_weights_are_not_logged_as_sigmas():
+    trainer = build_trainer(weighting=FixedWeighting(dict.fromkeys(TASKS, 0.5)))
+    trainer.compile("adam")
+    logs = trainer.train_on_batch(*make_data(), return_dict=True)
+    assert set(logs) == {"loss"} | {f"{task}/loss" for task in TASKS}
+    parts = sum(logs[f"{task}/loss"] for task in TASKS)
+    assert logs["loss"] == pytest.approx(0.5 * parts, rel=1e-5)
+
+
+@tensorflow_only
+def test_arrays_and_tf_data_train_alike():
+    import tensorflow as tf
+
+    x, targets = make_data()
+    # For arrays, Keras wants a mask for every target.
+    masks = {task: np.ones(24, "float32") for task in TASKS}
+    masks["height"] = np.arange(24, dtype="float32") % 2
+    histories = []
+    for pipeline in (False, True):
+        trainer = build_trainer()
+        trainer.compile("adam")
+        if pipeline:
+            batches = tf.data.Dataset.from_tensor_slices((x, targets, masks)).batch(8)
+            history = trainer.fit(batches, epochs=2, verbose=0)
+        else:
+            history = trainer.fit(
+                x,
+                targets,
+                sample_weight=masks,
+                batch_size=8,
+                epochs=2,
+                shuffle=False,
+                verbose=0,
+            )
+        histories.append(history.history)
+    assert histories[0] == histories[1]
+
+
+def test_list_outputs_go_by_the_names_of_their_layers():
+    network = build_mlp("list")
+    x, targets = make_data()
+    height, weight, _ = (np.array(output) for output in network(x))
+    trainer = build_trainer(network, weighting=FixedWeighting(dict.fromkeys(TASKS, 1)))
+    trainer.compile("adam")
+    # In another order than the outputs; each head predicts its target exactly.
+    exact = {"kind": targets["kind"], "weight": weight, "height": height}
+    logs = trainer.evaluate(x, exact, verbose=0, return_dict=True)
+    assert logs["height/loss"] == pytest.approx(0, abs=1e-10)
+    assert logs["weight/loss"] == pytest.approx(0, abs=1e-5)
+    swapped = {"kind": targets["kind"], "weight": height, "height": weight}
+    logs = trainer.evaluate(x, swapped, verbose=0, return_dict=True)
+    assert logs["height/loss"] > 0.01 and logs["weight/loss"] > 0.01
+
+
+def test_dict_and_list_outputs_train_alike():
+    x, targets = make_data()
+    trained = []
+    for structure in ("dict", "list"):
+        trainer = build_trainer(build_mlp(structure))
+        trainer.compile(keras.optimizers.SGD(0.1))
+        trainer.train_on_batch(x, targets)
+        trained.append({v.path: v.numpy() for v in trainer.network.trainable_variables})
+    first, second = trained
+    assert first.keys() == second.keys()
+    for path, value in first.items():
+        np.testing.assert_allclose(value, second[path], atol=1e-6, err_msg=path)
+
+
+def test_a_single_output():
+    x, targets = make_data()
+    trainer = build_trainer(build_mlp("single"), tasks=("height",))
+    trainer.compile("adam")
+    logs = trainer.train_on_batch(x, {"height": targets["height"]}, return_dict=True)
+    assert set(logs) == {"loss", "height/loss", "height/sigma", "height/weight"}
+
+
+def test_outputs_without_a_loss_are_not_trained():
+    trainer = build_trainer(tasks=("weight",))
+    trainer.compile(keras.optimizers.SGD(0.1))
+    before = {v.path: v.numpy() for v in trainer.trainable_variables}
+    x, targets = make_data()
+    trainer.train_on_batch(x, targets)
+    moved = {
+        v.path.split("/")[-2]
+        for v in trainer.trainable_variables
+        if np.abs(v.numpy() - before[v.path]).max() > 0
+    }
+    assert "height" not in moved and "kind" not in moved
+    assert {"trunk", "weight"} <= moved
+
+
+def test_a_task_masked_in_a_batch_stays_where_it_is():
+    x, targets = make_data()
+    trainer = build_trainer(
+        losses={task: MaskedLoss(loss) for task, loss in task_losses().items()}
+    )
+    trainer.compile(keras.optimizers.SGD(0.1))
+    head = trainer.network.get_layer("weight")
+    before, starts = head.get_weights(), log_variances(trainer)
+    poisoned = {**targets, "weight": np.full_like(targets["weight"], np.nan)}
+    masks = {"weight": np.zeros(24, "float32")}
+    logs = trainer.train_on_batch(x, poisoned, sample_weight=masks, return_dict=True)
+    assert np.isfinite(logs["loss"])
+    for old, new in zip(before, head.get_weights()):
+        np.testing.assert_array_equal(old, new)
+    after = log_variances(trainer)
+    assert after["weight"] == starts["weight"]
+    assert after["height"] != starts["height"] and after["kind"] != starts["kind"]
+
+
+@pytest.mark.parametrize("batch_size", [5, 7])
+def test_results_do_not_depend_on_the_batches(batch_size):
+    x, targets = make_data()
+    masks = {
+        "height": (np.arange(24) % 3 == 0).astype("float32"),
+        "weight": np.ones(24, "float32"),
+        "kind": (np.arange(24) > 9).astype("float32"),  # none in the first batch
+    }
+    trainer = build_trainer(
+        losses={task: MaskedLoss(loss) for task, loss in task_losses().items()},
+        task_metrics={
+            "height": [keras.metrics.RootMeanSquaredError(name="rms")],
+            "kind": [keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+        },
+    )
+    trainer.compile("adam")
+    whole, cut = (
+        trainer.evaluate(
+            x,
+            targets,
+            sample_weight=masks,
+            batch_size=size,
+            verbose=0,
+            return_dict=True,
+        )
+        for size in (24, batch_size)
+    )
+    for name in whole.keys() - {"loss"}:
+        assert cut[name] == pytest.approx(whole[name], rel=1e-5), name
+    error = np.array(trainer.network(x)["height"])[::3] - targets["height"][::3]
+    assert whole["height/rms"] == pytest.approx(
+        np.sqrt(np.mean(np.square(error))), rel=1e-5
+    )
+
+
+def test_unmasked_losses_do_not_depend_on_the_batches_either():
+    x, targets = make_data()
+    trainer = build_trainer()
+    trainer.compile("adam")
+    whole, cut = (
+        trainer.evaluate(x, targets, batch_size=size, verbose=0, return_dict=True)
+        for size in (24, 7)
+    )
+    for name, value in whole.items():
+        assert cut[name] == pytest.approx(value, rel=1e-5), name
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_sigmas_move_by_the_factor(optimizer):
+    moved = {}
+    for factor in (1.0, 8.0):
+        trainer = build_trainer(sigma_learning_rate_factor=factor)
+        trainer.compile(
+            keras.optimizers.get(
+                {"class_name": optimizer, "config": {"learning_rate": 0.01}}
+            )
+        )
+        trainer.train_on_batch(*make_data())
+        moved[factor] = log_variances(trainer), weights_of(trainer.network)
+    for task in TASKS:
+        step = moved[1.0][0][task]
+        assert step != 0
+        assert moved[8.0][0][task] == pytest.approx(8 * step, rel=1e-5)
+    for plain, fast in zip(moved[1.0][1], moved[8.0][1]):
+        np.testing.assert_array_equal(plain, fast)
+
+
+def test_a_plain_step_of_s_is_that_of_the_gradient():
+    trainer = build_trainer(tasks=("weight",), sigma_learning_rate_factor=1.0)
+    trainer.compile(keras.optimizers.SGD(0.01))
+    x, targets = make_data()
+    outputs = trainer.network(x, training=True)["weight"]
+    loss = np.mean(np.abs(np.array(outputs) - targets["weight"]))
+    trainer.train_on_batch(x, targets)
+    expected = -0.01 * (1.0 - loss)  # the derivative of exp(-s) * loss + s
+    assert log_variances(trainer)["weight"] == pytest.approx(expected, rel=1e-4)
+
+
+def flat_loss(y_true, y_pred, sample_weight=None):
+    return 0.0 * ops.sum(y_pred)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_weight_decay_touches_kernels_only(precision, set_policy):
+    set_policy(precision)
+    network = build_mlp()
+    network.set_weights([np.full_like(w, 0.5) for w in network.get_weights()])
+    trainer = build_trainer(
+        network,
+        losses=dict.fromkeys(TASKS, flat_loss),
+        weighting=UncertaintyWeighting(dict.fromkeys(TASKS, "laplace"), 2.0),
+    )
+    trainer.compile(keras.optimizers.SGD(0.1, weight_decay=0.5))
+    trainer.train_on_batch(*make_data())
+    for variable in network.trainable_variables:
+        decays = variable.name == "kernel"
+        expected = 0.5 * (1 - 0.1 * 0.5) if decays else 0.5
+        np.testing.assert_allclose(
+            variable.numpy(), expected, rtol=1e-6, err_msg=variable.path
+        )
+    # Only the regularizer, whose derivative is 1, moves s: 10 times 0.1.
+    for s in log_variances(trainer).values():
+        assert s == pytest.approx(2.0 - 10 * 0.1, rel=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_trains(policy, set_policy):
+    set_policy(policy)
+    trainer = build_trainer()
+    assert trainer.dtype_policy.name == policy
+    trainer.compile(keras.optimizers.Adam(0.01))
+    scaled = isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert scaled == (policy == "mixed_float16")
+    x, targets = make_data()
+    history = trainer.fit(x, targets, epochs=8, batch_size=8, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert history["height/loss"][-1] < history["height/loss"][0]
+    for s in trainer.weighting.log_variances.values():
+        assert s.dtype == "float32" and float(s.numpy()) != 0
+
+
+def test_xla():
+    x, targets = make_data()
+    losses = []
+    for jit_compile in (False, True):
+        trainer = build_trainer()
+        trainer.compile(keras.optimizers.SGD(0.05), jit_compile=jit_compile)
+        history = trainer.fit(
+            x, targets, batch_size=8, epochs=2, shuffle=False, verbose=0
+        )
+        losses.append(history.history["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_steps_run_eagerly_and_several_at_a_time():
+    x, targets = make_data()
+    trained = []
+    for options in ({}, {"run_eagerly": True}, {"steps_per_execution": 3}):
+        trainer = build_trainer()
+        trainer.compile(keras.optimizers.SGD(0.05), jit_compile=False, **options)
+        trainer.fit(x, targets, batch_size=8, shuffle=False, verbose=0)
+        trained.append(weights_of(trainer))
+    for other in trained[1:]:
+        for first, second in zip(trained[0], other):
+            np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def test_metrics_start_afresh_every_epoch():
+    x, targets = make_data()
+    trainer = build_trainer(
+        task_metrics={"kind": [keras.metrics.SparseCategoricalAccuracy(name="hits")]}
+    )
+    trainer.compile(keras.optimizers.SGD(0.0))
+    first = trainer.evaluate(x, targets, verbose=0, return_dict=True)
+    trainer.evaluate(x[:5], {t: y[:5] for t, y in targets.items()}, verbose=0)
+    assert trainer.evaluate(x, targets, verbose=0, return_dict=True) == first
+
+
+def test_regularizers_of_the_network_are_in_the_total():
+    network = build_mlp(regularizer=keras.regularizers.L2(0.1))
+    trainer = build_trainer(network, weighting=FixedWeighting(dict.fromkeys(TASKS, 1)))
+    trainer.compile(keras.optimizers.SGD(0.1))
+    x, targets = make_data()
+    logs = trainer.evaluate(x, targets, verbose=0, return_dict=True)
+    kernel = network.get_layer("trunk").kernel.numpy()
+    parts = sum(logs[f"{task}/loss"] for task in TASKS)
+    expected = parts + 0.1 * np.square(kernel).sum()
+    assert logs["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_keras_file_holds_everything(tmp_path):
+    x, targets = make_data()
+    trainer = build_trainer(
+        weighting=UncertaintyWeighting(LIKELIHOODS, {"weight": 0.3}),
+        task_metrics={"height": [keras.metrics.MeanAbsoluteError(name="mean_abs")]},
+        losses={task: MaskedLoss(loss) for task, loss in task_losses().items()},
+        sigma_learning_rate_factor=3.0,
+    )
+    trainer.compile(keras.optimizers.AdamW(0.01))
+    fit = {"batch_size": 8, "shuffle": False, "verbose": 0}
+    trainer.fit(x, targets, **fit)
+    trainer.save(tmp_path / "trainer.keras")
+    loaded = keras.saving.load_model(tmp_path / "trainer.keras")
+    assert loaded.weighting.sigmas() == trainer.weighting.sigmas()
+    assert loaded.sigma_learning_rate_factor == 3.0
+    assert isinstance(loaded.optimizer, keras.optimizers.AdamW)
+    predicted, original = loaded.predict(x, verbose=0), trainer.predict(x, verbose=0)
+    for task in TASKS:
+        np.testing.assert_array_equal(predicted[task], original[task])
+    histories = [model.fit(x, targets, **fit).history for model in (trainer, loaded)]
+    assert histories[0].keys() == histories[1].keys()
+    for name, values in histories[0].items():
+        assert histories[1][name] == pytest.approx(values, rel=1e-6), name
+
+
+def test_the_network_is_saved_without_the_weighting(tmp_path):
+    trainer = build_trainer()
+    trainer.network.save(tmp_path / "network.keras")
+    network = keras.saving.load_model(tmp_path / "network.keras")
+    assert not any("log_variance" in variable.path for variable in network.variables)
+    x, _ = make_data()
+    for task, output in network.predict(x, verbose=0).items():
+        np.testing.assert_allclose(output, trainer.network(x)[task], atol=1e-6)
+
+
+def test_saved_and_continued_equals_uninterrupted(tmp_path):
+    x, targets = make_data()
+    fit = {"batch_size": 8, "shuffle": False, "verbose": 0}
+
+    def build():
+        trainer = build_trainer()
+        schedule = keras.optimizers.schedules.CosineDecay(0.01, 12)
+        trainer.compile(keras.optimizers.Adam(schedule))
+        trainer.optimizer.build(trainer.trainable_variables)
+        return trainer
+
+    def save_after_two(epoch, logs):
+        if epoch == 1:
+            whole.save_weights(tmp_path / "middle.weights.h5")
+
+    whole = build()
+    save = keras.callbacks.LambdaCallback(on_epoch_end=save_after_two)
+    whole.fit(x, targets, epochs=4, callbacks=[save], **fit)
+    second = build()
+    second.load_weights(tmp_path / "middle.weights.h5")
+    second.fit(x, targets, epochs=4, initial_epoch=2, **fit)
+    for uninterrupted, continued in zip(whole.variables, second.variables):
+        np.testing.assert_array_equal(
+            uninterrupted.numpy(), continued.numpy(), err_msg=uninterrupted.path
+        )
+
+
+def test_what_the_trainer_refuses():
+    network = build_mlp()
+    with pytest.raises(ValueError, match="`losses` names 'size'.*'height', 'weight'"):
+        build_trainer(network, losses={"size": keras.losses.MeanSquaredError()})
+    with pytest.raises(ValueError, match="no task"):
+        MultiTaskTrainer(network, {}, FixedWeighting({"height": 1.0}))
+    with pytest.raises(ValueError, match="`task_metrics` names 'size'"):
+        build_trainer(network, task_metrics={"size": []})
+    with pytest.raises(ValueError, match="'kind'"):
+        build_trainer(network, weighting=FixedWeighting({"height": 1, "weight": 1}))
+    trainer = build_trainer(network)
+    for argument in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+        with pytest.raises(ValueError, match=f"`{argument}`"):
+            trainer.compile("adam", **{argument: ["mse"]})
+
+
+def some(targets):
+    return {task: targets[task] for task in ("height", "weight")}
+
+
+@pytest.mark.parametrize(
+    "change, masks, message",
+    [
+        (some, None, "targets lack 'kind'"),
+        (lambda targets: None, None, "targets must be a dict.*NoneType"),
+        (dict, {"size": np.ones(24)}, "mask for 'size'.*'height'"),
+        (dict, np.ones(24), "masks must be a dict.*Received"),
+    ],
+)
+def test_what_the_trainer_refuses_of_the_data(change, masks, message):
+    trainer = build_trainer()
+    trainer.compile("adam", run_eagerly=True)
+    x, targets = make_data()
+    with pytest.raises(ValueError, match=message):
+        trainer.test_on_batch(x, change(targets), sample_weight=masks)
+
+
+@pytest.mark.slow
+def test_noise_levels_of_the_data_are_found():
+    """Two regressions with noise of known size, as in the authors' example."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 6)).astype("float32")
+    noise = {"height": 3.0, "weight": 0.5}
+    targets = {
+        "height": x[:, :1] + noise["height"] * rng.normal(size=(2000, 1)),
+        "weight": x[:, 1:2] + rng.laplace(0, noise["weight"], size=(2000, 1)),
+    }
+    inputs = keras.Input((6,))
+    keras.utils.set_random_seed(0)
+    network = keras.Model(
+        inputs, {t: keras.layers.Dense(1, name=t)(inputs) for t in noise}
+    )
+    trainer = build_trainer(network, tasks=tuple(noise))
+    trainer.compile(keras.optimizers.Adam(0.01))
+    trainer.fit(x, targets, batch_size=100, epochs=30, verbose=0)
+    sigmas = trainer.weighting.sigmas()
+    for task, expected in noise.items():
+        assert sigmas[task] == pytest.approx(expected, rel=0.1), task
+
+
+@pytest.mark.slow
+def test_a_tiny_set_can_be_overfit():
+    x, targets = make_data(8)
+    trainer = build_trainer()
+    trainer.compile(keras.optimizers.Adam(0.02))
+    logs = trainer.fit(x, targets, epochs=120, batch_size=8, verbose=0).history
+    for task in TASKS:
+        assert logs[f"{task}/loss"][-1] < 0.05 * logs[f"{task}/loss"][0], task
+    assert logs["loss"][-1] < 0  # legal: log variances have no floor
+
+
+BACKEND_SCRIPT = """
+import json, sys
+import keras, numpy as np
+from mtl_keras import MaskedLoss, MultiTaskTrainer, UncertaintyWeighting, build_network
+rng = np.random.default_rng(0)
+network = build_network(backbone="small", image_size=(32, 64), num_classes=5)
+network.set_weights(
+    [rng.normal(0, 0.05, w.shape) if w.ndim > 1 else w for w in network.get_weights()]
+)
+losses = {
+    "semantic": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    "instance": keras.losses.MeanAbsoluteError(),
+    "depth": keras.losses.MeanAbsoluteError(),
+}
+trainer = MultiTaskTrainer(
+    network,
+    {task: MaskedLoss(loss) for task, loss in losses.items()},
+    UncertaintyWeighting(
+        {"semantic": "softmax", "instance": "laplace", "depth": "laplace"}
+    ),
+)
+trainer.compile(keras.optimizers.SGD(0.01))
+x = rng.integers(0, 256, (4, 32, 64, 3)).astype("uint8")
+targets = {
+    "semantic": rng.integers(0, 5, (4, 32, 64)).astype("int32"),
+    "instance": rng.normal(size=(4, 32, 64, 2)).astype("float32"),
+    "depth": rng.uniform(0, 9, size=(4, 32, 64, 1)).astype("float32"),
+}
+masks = {
+    task: (rng.random((4, 32, 64)) < 0.7).astype("float32") for task in targets
+}
+history = trainer.fit(
+    x, targets, sample_weight=masks, batch_size=2, epochs=2, shuffle=False, verbose=0
+).history
+sums = {v.path: float(np.abs(v.numpy()).sum()) for v in trainer.trainable_variables}
+print(json.dumps([keras.backend.backend(), history, sums]))
+"""
+
+
+@pytest.mark.slow
+def test_tensorflow_and_jax_train_alike():
+    """The second backend may live in another environment, named in the variable
+    `OTHER_BACKEND_PYTHON`, such as `jax:/path/to/python`."""
+    backend, python = keras.backend.backend(), sys.executable
+    other = {"tensorflow": "jax", "jax": "tensorflow"}.get(backend)
+    elsewhere = os.environ.get("OTHER_BACKEND_PYTHON", "")
+    other_python = elsewhere.partition(":")[2] or python
+    if other is None or not (elsewhere or importlib.util.find_spec(other)):
+        pytest.skip(f"{other} is not installed")
+    results = []
+    for name, executable in ((backend, python), (other, other_python)):
+        completed = subprocess.run(
+            [executable, "-c", BACKEND_SCRIPT],
+            env={**os.environ, "KERAS_BACKEND": name},
+            capture_output=True,
+            text=True,
+        )
+        assert completed.returncode == 0, completed.stderr
+        found, *rest = json.loads(completed.stdout.splitlines()[-1])
+        assert found == name
+        results.append(rest)
+    (history, sums), (other_history, other_sums) = results
+    assert history.keys() == other_history.keys()
+    for name, values in history.items():
+        assert other_history[name] == pytest.approx(values, rel=1e-3), name
+    assert sums.keys() == other_sums.keys()
+    for path, value in sums.items():
+        assert other_sums[path] == pytest.approx(value, rel=1e-3, abs=1e-3), path
