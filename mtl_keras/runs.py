@@ -207,7 +207,11 @@ def build_optimizer(options, num_steps):
     if options.schedule == "poly":
         rate = keras.optimizers.schedules.PolynomialDecay(rate, num_steps, 0.0, 0.9)
     elif options.schedule == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(rate, num_steps)
+        # Rising first: at full rate, Adam's first steps kill units of the heads.
+        warmup = num_steps // 10
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0, num_steps - warmup, warmup_target=rate, warmup_steps=warmup
+        )
     decay = options.weight_decay or None
     if options.optimizer == "sgd":
         return keras.optimizers.SGD(rate, 0.9, nesterov=True, weight_decay=decay)

@@ -1,4 +1,9 @@
-"""Renders synthetic street scenes with the labels and geometry of Cityscapes."""
+"""Renders synthetic street scenes with the labels and geometry of Cityscapes.
+
+Of the 19 evaluated classes all occur but wall, fence and train. Shape, texture and
+position tell them apart: exposure, tint and materials vary so much that a classifier
+of single colours stays below 15 % mIoU (a test holds it there).
+"""
 
 import math
 

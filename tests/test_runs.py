@@ -231,8 +231,18 @@ def test_optimizers():
     for step in (0, 4, 10):
         expected = 0.1 * (1 - step / 10) ** 0.9
         assert float(schedule(step)) == pytest.approx(expected, abs=1e-7)
-    cosine = runs.build_optimizer(TrainOptions(learning_rate=0.1), 10)._learning_rate
-    assert [float(cosine(step)) for step in (0, 5, 10)] == pytest.approx([0.1, 0.05, 0])
+
+
+def test_cosine_schedule_rises_for_a_tenth_of_the_run():
+    def rates(num_steps, *steps):
+        options = TrainOptions(learning_rate=0.1, schedule="cosine")
+        schedule = runs.build_optimizer(options, num_steps)._learning_rate
+        return [float(schedule(step)) for step in steps]
+
+    assert rates(100, 0, 5, 10, 55, 100) == pytest.approx(
+        [0, 0.05, 0.1, 0.05, 0], abs=1e-6
+    )
+    assert rates(4, 0, 2, 4) == pytest.approx([0.1, 0.05, 0], abs=1e-6)
 
 
 @pytest.mark.parametrize("tasks", [("depth",), ("semantic", "instance", "depth")])
