@@ -15,7 +15,8 @@ class MultiTaskTrainer(keras.Model):
 
     `fit` and `evaluate` take `(x, targets)` or `(x, targets, masks)`, arrays or a
     data set, where `targets` and `masks` are dicts by task. A mask is the sample
-    weight of its task. A task whose mask is all 0 in a batch adds nothing to it.
+    weight of its task; masks given as arrays have to be given for every target. A
+    task whose mask is all 0 in a batch adds nothing to it.
 
     The logs hold `loss` (the total, regularizers of the network included) and by
     task `{task}/loss`, `{task}/{metric}`, and while training `{task}/sigma` and
@@ -138,8 +139,8 @@ class MultiTaskTrainer(keras.Model):
         for task, loss in self.task_losses.items():
             mask = masks.get(task)
             losses[task] = loss(y[task], outputs[task], mask)
-            # A batch counts by its valid elements, so that the mean over a split
-            # does not depend on how it was cut into batches.
+            # A batch counts by its valid elements: the mean over a split of a
+            # loss that divides by them, as `MaskedLoss` does, is exact then.
             count = ops.shape(y[task])[0] if mask is None else ops.sum(mask)
             count = ops.cast(count, "float32")
             present[task] = ops.cast(count > 0, "float32")

@@ -17,6 +17,7 @@ if keras.backend.backend() != "tensorflow":
         "test_datasets.py",
         "test_export.py",
         "test_runs.py",
+        "test_scoring.py",
         "test_scripts.py",
     ]
 
