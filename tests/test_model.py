@@ -175,7 +175,7 @@ def test_gradients_of_every_head_reach_the_trunk(task):
     network = build_small()
     images = random_images(1)
     kernels = [
-        network.get_layer(f"{name}_conv").kernel for name in ("conv1", "conv5_block2_3")
+        network.get_layer(f"{name}_conv").kernel for name in ("conv1", "conv5_block1_3")
     ]
     other = "depth" if task != "depth" else "instance"
     head = [network.get_layer(f"{name}_conv1").kernel for name in (task, other)]
