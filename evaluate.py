@@ -1,8 +1,9 @@
-"""Evaluate the best checkpoint of a run: metric table and pictures.
+"""Evaluate the best checkpoint of a run, or compare the runs of a table.
 
 python evaluate.py runs/demo
 python evaluate.py runs/demo --instances      # also objects and their AP
 python evaluate.py runs/mtl --data CITYSCAPES --split val
+python evaluate.py --table A                  # what train.py --table A has trained
 """
 
 import contextlib
@@ -24,52 +25,72 @@ from mtl_keras.cli import (  # noqa: E402
 
 def main():
     options = parse_options(EvaluateOptions, positional=("run",))
-    directory = pathlib.Path(options.run)
+    if options.table or options.sweep:
+        compare(options)
+    else:
+        evaluate(options, pathlib.Path(options.run or "runs/demo"))
+
+
+def compare(options):
+    """Prints and draws the comparison of the runs of a table or sweep."""
+    from mtl_keras import comparison, tables
+
+    root = tables.find_root(options.table, options.sweep, options.run)
+    found = comparison.compare_runs(root, options.table, options.sweep, options.data)
+    markdown = comparison.format_comparison(found)
+    (root / "table.md").write_text(markdown)
+    comparison.write_csv(found, root / "table.csv")
+    plot = comparison.plot_bars if options.table else comparison.plot_sweep
+    plot(found, root / "table.png")
+    comparison.plot_trajectories(found, root / "sigmas.png")
+    print(f"{markdown}\nAlso in {root}: table.csv, table.png and sigmas.png.")
+
+
+def evaluate(options, directory):
+    """Prints and draws what the best checkpoint of a run predicts."""
     trained = read_options(TrainOptions, directory / "options.json")
     from tqdm import tqdm  # after --help has had its chance
 
-    from mtl_keras import data, datasets, export, metrics, objects, report, runs
+    from mtl_keras import export, metrics, objects, report, runs
     from mtl_keras.object_gallery import ObjectGallery
+    from mtl_keras.problems import open_problem
 
+    problem = open_problem(trained, options.data)
+    runs.check_evaluation(options, trained)
     if options.instances:
         objects.check_tasks(trained.tasks, options.mask)
-    trainer = runs.build_trainer(trained)
+    trainer = runs.build_trainer(problem)
     runs.restore_best(trainer, directory)
-    source = options.data or trained.data
-    builder = datasets.prepare(source, trained.image_size, trained.tasks)
-    datasets.check_split(builder, options.split)
-    encoding = (trained.tasks, trained.label_set, options.batch_size)
-    ids = data.load_ids(builder, options.split)
+    num_frames = problem.count_frames(options.split)
 
-    score = metrics.SplitScore(trained.tasks, trained.label_set)
-    constant_score = metrics.SplitScore(trained.tasks, trained.label_set)
-    predictor = runs.load_constant_predictor(directory)
-    gallery = report.Gallery(len(ids))
+    score = metrics.SplitScore(problem.make_metrics())
+    constant_score = metrics.SplitScore(problem.make_metrics())
+    predictor = runs.load_constant_predictor(problem, directory)
+    gallery = problem.make_gallery(num_frames)
     maps = directory / "predictions" / options.split
     true_ids, object_score = itertools.repeat(None), None
     if options.instances:
-        true_ids = data.load_instance_ids(builder, options.split, options.batch_size)
+        true_ids = problem.load_instance_ids(options.split, options.batch_size)
         object_score = objects.ObjectScore(
-            len(ids),
+            num_frames,
             trained.label_set,
             options.mask,
             options.method,
             maps / "instances" if options.predictions else None,
         )
-        object_gallery = ObjectGallery(len(ids))
-    batches = zip(data.make_dataset(builder, options.split, *encoding), true_ids)
+        object_gallery = ObjectGallery(num_frames)
+    batches = zip(problem.make_batches(options.split, options.batch_size), true_ids)
+    ids = problem.load_ids(options.split)
     done = 0
     with (
-        tqdm(total=len(ids), unit="frame", desc="evaluate") as bar,
+        tqdm(total=num_frames, unit="frame", desc="evaluate") as bar,
         object_score or contextlib.nullcontext(),
     ):
         for (images, targets, masks), instance_ids in batches:
             names = ids[done : done + len(images)]
             predictions = trainer.network.predict_on_batch(images)
             score.update(targets, predictions, masks)
-            constant_score.update(
-                targets, predictor.predict(targets, trained.label_set), masks
-            )
+            constant_score.update(targets, predictor.predict(targets), masks)
             gallery.add(images, targets, masks, predictions)
             if options.instances:
                 decoded = object_score.add(names, predictions, instance_ids)
@@ -83,7 +104,7 @@ def main():
     results = score.results()
     figures = directory / "figures"
     figures.mkdir(exist_ok=True)
-    gallery.plot(trained.label_set, figures / f"{options.split}.png", bool(results))
+    gallery.plot(figures / f"{options.split}.png", bool(results))
     if options.instances:
         object_gallery.plot(figures / f"instances_{options.split}.png", bool(results))
     if options.predictions:
@@ -95,7 +116,7 @@ def main():
         )
         return
     constants, per_class_iou = constant_score.results(), score.per_class_iou()
-    title = f"{source or 'streets'}, split {options.split}, {len(ids)} frames"
+    title = f"{problem.name}, split {options.split}, {num_frames} frames"
     instances = None
     if options.instances:
         instances = object_score.score()
@@ -106,7 +127,7 @@ def main():
     table = report.format_metrics(results, constants, per_class_iou, instances)
     scores = {
         "split": options.split,
-        "frames": len(ids),
+        "frames": num_frames,
         "metrics": results,
         "constant_predictor": constants,
         "per_class_iou": per_class_iou,

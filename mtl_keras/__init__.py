@@ -18,6 +18,7 @@ _MODULES = (
     "losses",
     "metrics",
     "model",
+    "optimizers",
     "training",
 )
 __all__ = [*_PUBLIC, *_MODULES]

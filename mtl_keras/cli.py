@@ -13,9 +13,9 @@ import re
 import sys
 
 from mtl_keras.errors import UserError
-from mtl_keras.recipes import RECIPES
+from mtl_keras.recipes import DATASETS, RECIPES, SCENE_TASKS, TABLES
 
-TASKS = ("semantic", "instance", "depth")
+TASKS = tuple(dict.fromkeys(task for tasks in DATASETS.values() for task in tasks))
 
 
 def _option(default, help, parse=None, choices=None):
@@ -42,6 +42,30 @@ def parse_tasks(text):
     for name in names:
         _check_task(name)
     return tuple(task for task in TASKS if task in names)
+
+
+def parse_task_pair(text):
+    """`"semantic,depth"` to `("semantic", "depth")`."""
+    pair = parse_tasks(text)
+    if len(pair) != 2 or not any(
+        set(pair) <= set(tasks) for tasks in DATASETS.values()
+    ):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no pair of tasks of one network: write TASK,TASK, such as "
+            "semantic,depth"
+        )
+    return pair
+
+
+def parse_recipe(text):
+    """The name of a recipe."""
+    if text not in RECIPES:
+        names = [name for name in RECIPES if "/" not in name]
+        raise argparse.ArgumentTypeError(
+            f"unknown recipe {text!r}: choose of {', '.join(names)}, or a row of a "
+            "table, such as A/all"
+        )
+    return text
 
 
 def parse_weights(text):
@@ -141,14 +165,23 @@ class TrainOptions:
     The defaults are those of the recipe; a flag that is given overrides it.
     """
 
-    recipe: str = _option(
-        "demo", "named settings to start from", choices=tuple(RECIPES)
+    recipe: str = _option("demo", "named settings to start from", parse_recipe)
+    dataset: str = _option(
+        "scenes",
+        "what to learn from; scenes are the rendered streets or what --data names",
+        choices=tuple(DATASETS),
     )
     data: str = _option(
         "", "unpacked Cityscapes tree (default: the built-in rendered streets)", str
     )
+    train_frames: int = _option(
+        0,
+        "train on so many frames of the training split, spread over it evenly "
+        "(default: all)",
+        _positive(int),
+    )
     output: str = _option("", "run directory (default: runs/RECIPE)", str)
-    tasks: tuple = _option(TASKS, "comma-separated tasks to train", parse_tasks)
+    tasks: tuple = _option(SCENE_TASKS, "comma-separated tasks to train", parse_tasks)
     weighting: str = _option(
         "learned", "how the losses are added up", choices=("learned", "fixed")
     )
@@ -199,6 +232,11 @@ class TrainOptions:
         "(default: as many as --epochs makes)",
         _positive(int),
     )
+    epoch_steps: int = _option(
+        0,
+        "training steps between two validations (default: one pass over the split)",
+        _positive(int),
+    )
     optimizer: str = _option("adam", "optimizer", choices=("adam", "sgd"))
     learning_rate: float = _option(2e-3, "peak learning rate", _positive(float))
     schedule: str = _option(
@@ -231,10 +269,52 @@ class TrainOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateOptions:
-    """Evaluate the best checkpoint of a run and print its metric table."""
+class SeriesOptions(TrainOptions):
+    """Train a multi-task network on street scenes with learned loss weights, or all
+    the networks of a table or of a sweep.
 
-    run: str = _option("runs/demo", "run directory that train.py wrote", str)
+    The defaults are those of the recipe; a flag that is given overrides it, in every
+    row of a table.
+    """
+
+    table: str = _option(
+        "",
+        "train every row of a published table, in runs/TABLE-DATASET: "
+        + "; ".join(f"{name}: {table.title}" for name, table in TABLES.items()),
+        choices=tuple(TABLES),
+    )
+    sweep: tuple = _option(
+        (),
+        "TASK,TASK: train a pair of tasks with fixed weights from the first alone to "
+        "the second alone, and with learned weights",
+        parse_task_pair,
+    )
+    points: int = _option(
+        0,
+        "number of evenly spaced fixed weights of --sweep (default: those of the "
+        "paper's figure, or 11)",
+        _positive(int),
+    )
+    seeds: int = _option(
+        1, "train every row of --table or --sweep with so many seeds", _positive(int)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Evaluate the best checkpoint of a run and print its metric table, or compare
+    the runs of a table or a sweep."""
+
+    run: str = _option(
+        "",
+        "run directory that train.py wrote, with --table and --sweep the directory of "
+        "the runs (default: runs/demo, the only one in runs/ of this table or sweep)",
+        str,
+    )
+    table: str = _option(
+        "", "compare the runs of train.py --table", choices=tuple(TABLES)
+    )
+    sweep: tuple = _option((), "compare the runs of train.py --sweep", parse_task_pair)
     data: str = _option(
         "", "Cityscapes tree to evaluate on (default: the run's data)", str
     )
@@ -270,15 +350,31 @@ def parse_options(options_class, argv=None, recipes=None, positional=()):
 
     Exits with status 2 and one sentence for a wrong argument.
     """
+    given = parse_given(options_class, argv, recipes, positional)
+    recipe = recipes[given.get("recipe", options_class().recipe)] if recipes else {}
+    return options_class(**override(recipe, given))
+
+
+def override(settings, given):
+    """Settings of a recipe with the given ones in their place."""
+    if "epochs" in given:  # in place of the steps of the recipe
+        settings = {**settings, "steps": 0}
+    return {**settings, **given}
+
+
+def parse_given(options_class, argv=None, recipes=None, positional=()):
+    """What the command line sets, `{field: value}`; see `parse_options`."""
     parser = argparse.ArgumentParser(
-        description=" ".join(options_class.__doc__.split()), allow_abbrev=False
+        description=" ".join(options_class.__doc__.split()),
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
     for field in dataclasses.fields(options_class):
         default = _default(field)
         help = field.metadata["help"].replace("%", "%%")
         if "default:" not in help:
             help += f" (default: {_as_text(default)})"
-        settings = {"help": help, "default": default}
+        settings = {"help": help}
         if isinstance(default, bool):
             settings["action"] = argparse.BooleanOptionalAction
         else:
@@ -293,10 +389,10 @@ def parse_options(options_class, argv=None, recipes=None, positional=()):
         parser.epilog = "Recipes: " + "; ".join(
             f"{name}: {_describe(values) or 'the defaults above'}"
             for name, values in recipes.items()
+            if "/" not in name
         )
-        recipe = parser.parse_args(argv).recipe
-        parser.set_defaults(**recipes[recipe])
-    return options_class(**vars(parser.parse_args(argv)))
+        parser.epilog += "; TABLE/ROW: a row of a table, such as A/all"
+    return vars(parser.parse_args(argv))
 
 
 def write_options(options, path):
@@ -348,7 +444,11 @@ def run_script(main):
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("Interrupted; train.py --resume goes on from here.", file=sys.stderr)
+        print(
+            "Interrupted; the same command goes on from here (a single run: with "
+            "--resume).",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

@@ -12,7 +12,14 @@ SHUFFLE_BYTES = 2**30  # beyond it, this much is shuffled at a time
 
 
 def make_training_dataset(
-    builder, tasks, label_set, batch_size, seed=0, first_step=0, flip=True
+    builder,
+    tasks,
+    label_set,
+    batch_size,
+    seed=0,
+    first_step=0,
+    flip=True,
+    num_frames=None,
 ):
     """Endless training batches, every pass over the split in an order of its own.
 
@@ -27,11 +34,13 @@ def make_training_dataset(
         seed: int.
         first_step: int. Batches to leave out at the start.
         flip: whether half of the frames are mirrored.
+        num_frames: int. Frames to use, spread evenly over the split. Defaults to
+            all.
 
     Returns:
         `tf.data.Dataset` of batches of what `encode_record` returns.
     """
-    records, buffer_size = _load_records(builder, "train")
+    records, buffer_size = _load_records(builder, "train", num_frames)
 
     def augment(number, record):
         draw = tf.random.experimental.stateless_fold_in([seed, 0], number)
@@ -50,12 +59,12 @@ def make_training_dataset(
     )
 
 
-def make_dataset(builder, split, tasks, label_set, batch_size):
+def make_dataset(builder, split, tasks, label_set, batch_size, num_frames=None):
     """The batches of a split in the order of its frames, the last one as it comes.
 
     Arguments and elements are those of `make_training_dataset`.
     """
-    records, _ = _load_records(builder, split)
+    records, _ = _load_records(builder, split, num_frames)
     return (
         records.map(
             lambda record: encode_record(record, tasks, label_set),
@@ -149,12 +158,21 @@ def _encode_depth(record):
     return disparity, mask
 
 
-def _load_records(builder, split):
+def _load_records(builder, split, num_frames):
     """The records of a split, cached if they fit, and how many to shuffle."""
     height, width = builder.builder_config.image_size
     frame_bytes = height * width * 8
-    num_frames = builder.info.splits[split].num_examples
+    num_records = builder.info.splits[split].num_examples
     records = builder.as_dataset(split, shuffle_files=False)
-    if num_frames * frame_bytes <= CACHE_BYTES:
-        return records.cache(), num_frames
+    if num_frames and num_frames < num_records:
+        # Neighbouring frames are of one city and alike: take them evenly.
+        records = (
+            records.enumerate()
+            .filter(lambda i, _: i * num_frames % num_records < num_frames)
+            .map(lambda _, record: record)
+            .apply(tf.data.experimental.assert_cardinality(num_frames))
+        )
+        num_records = num_frames
+    if num_records * frame_bytes <= CACHE_BYTES:
+        return records.cache(), num_records
     return records, max(SHUFFLE_BYTES // frame_bytes, 1)

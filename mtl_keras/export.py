@@ -14,20 +14,20 @@ def build_serving_model(network):
     """The network as it is served: uint8 in, class probabilities out.
 
     Args:
-        network: a model of `build_network`.
+        network: a model of `build_network` or `build_small_network`.
 
     Returns:
-        A functional `keras.Model` from RGB images `(batch, H, W, 3)` uint8 to a
-        dict: `semantic` class probabilities `(batch, H, W, num_classes)`,
-        `instance` offsets `(dy, dx)` in pixels and `depth` disparity in pixels, as
-        far as the network has them, float32.
+        A functional `keras.Model` from images `(batch, H, W, channels)` uint8 to a
+        dict of what the network returns, float32, with class probabilities in place
+        of the logits: `semantic` `(batch, H, W, num_classes)`, `class` `(batch,
+        num_classes)`.
     """
     image = keras.Input(network.input.shape[1:], dtype="uint8", name="image")
     outputs = dict(network(image))
-    if "semantic" in outputs:
-        outputs["semantic"] = keras.layers.Softmax(
-            dtype="float32", name="probabilities"
-        )(outputs["semantic"])
+    for task in {"semantic", "class"} & set(outputs):
+        outputs[task] = keras.layers.Softmax(dtype="float32", name="probabilities")(
+            outputs[task]
+        )
     return keras.Model(image, outputs)
 
 

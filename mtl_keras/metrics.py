@@ -99,11 +99,13 @@ class ConstantPredictor:
     What it reaches without looking at the image says how much a score is worth.
 
     Args:
+        label_set: str, a key of `cityscapes.LABEL_SETS`.
         semantic: int, the class index to predict.
         depth: float, the disparity to predict, in pixels.
     """
 
-    def __init__(self, semantic=0, depth=0.0):
+    def __init__(self, label_set, semantic=0, depth=0.0):
+        self.label_set = label_set
         self.semantic = semantic
         self.depth = depth
 
@@ -125,15 +127,15 @@ class ConstantPredictor:
                     coded[..., 0].astype(int), minlength=len(disparities)
                 )
         median = np.searchsorted(np.cumsum(disparities), disparities.sum() / 2)
-        return cls(int(classes.argmax()), float(median / steps))
+        return cls(label_set, int(classes.argmax()), float(median / steps))
 
-    def predict(self, targets, label_set):
+    def predict(self, targets):
         """Predictions in the shapes of the network's, for `targets` by task."""
         predictions = {}
         for task, target in targets.items():
             shape = np.shape(target)
             if task == "semantic":
-                one_hot = np.eye(len(LABEL_SETS[label_set]), dtype=np.float32)
+                one_hot = np.eye(len(LABEL_SETS[self.label_set]), dtype=np.float32)
                 predictions[task] = np.broadcast_to(
                     one_hot[self.semantic], (*shape, len(one_hot))
                 )
@@ -147,13 +149,12 @@ class SplitScore:
     """Scores the predictions for a split, batch by batch.
 
     Args:
-        tasks: the tasks to score.
-        label_set: str, a key of `cityscapes.LABEL_SETS`.
+        task_metrics: dict. Task name to a list of `keras.metrics.Metric`.
     """
 
-    def __init__(self, tasks, label_set):
-        self.metrics = {task: make_metrics(task, label_set) for task in tasks}
-        self.num_valid = dict.fromkeys(tasks, 0)
+    def __init__(self, task_metrics):
+        self.metrics = task_metrics
+        self.num_valid = dict.fromkeys(task_metrics, 0)
 
     def update(self, targets, predictions, masks):
         """Adds a batch; each argument is a dict by task."""

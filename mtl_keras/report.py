@@ -12,7 +12,13 @@ from tqdm import tqdm
 
 from mtl_keras.cityscapes import EVALUATED, LABEL_SETS
 
-TASK_COLORS = {"semantic": "#0072b2", "instance": "#d55e00", "depth": "#009e73"}
+TASK_COLORS = {
+    "semantic": "#0072b2",
+    "instance": "#d55e00",
+    "depth": "#009e73",
+    "class": "#0072b2",
+    "reconstruction": "#d55e00",
+}
 
 # Column of the tables: metric, header, factor.
 COLUMNS = (
@@ -25,6 +31,9 @@ COLUMNS = (
     ("instance/ap50", "AP50 %", 100.0),
     ("depth/mean_abs", "depth mean abs px", 1.0),
     ("depth/rms", "depth RMS px", 1.0),
+    ("class/accuracy", "accuracy %", 100.0),
+    ("reconstruction/mean_abs", "reconstruction mean abs", 1.0),
+    ("reconstruction/rms", "reconstruction RMS", 1.0),
 )
 
 
@@ -54,10 +63,11 @@ class ProgressReport(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         seconds = time.perf_counter() - self.started
         scores = [
-            f"{header.rsplit(' ', 1)[0]} {logs['val_' + key] * factor:.3g}"
-            f" {header.rsplit(' ', 1)[1]}"
+            f"{header} {logs['val_' + key] * factor:.3g}"
             for key, header, factor in COLUMNS
-            if key.endswith(("miou", "mean_abs")) and "val_" + key in logs
+            if key.endswith(("miou", "accuracy", "mean_abs"))
+            and not key.endswith("pixel_accuracy")
+            and "val_" + key in logs
         ]
         self.bar.write(
             f"epoch {epoch + 1}/{self.params['epochs']}: loss {logs['loss']:.3f}, val "
@@ -158,7 +168,7 @@ def plot_losses(history, tasks, path):
         axis.legend(frameon=False)
         if key != "loss":
             axis.set_yscale("log")
-            _plain_log_ticks(axis)
+            plain_log_ticks(axis)
     figure.savefig(path, dpi=120)
 
 
@@ -178,7 +188,7 @@ def plot_weights(history, tasks, path):
             values = [row[f"{task}/{key}"] for row in history]
             axis.plot(epochs, values, color=TASK_COLORS[task], label=task)
         axis.set(title=title, xlabel="epoch", yscale="log")
-        _plain_log_ticks(axis)
+        plain_log_ticks(axis)
         axis.grid(alpha=0.3, which="both")
     axes[0].legend(frameon=False)
     figure.savefig(path, dpi=120)
@@ -190,10 +200,12 @@ class Gallery:
 
     Args:
         num_frames: int. Frames in the split; those shown are spread over it.
+        label_set: str, a key of `cityscapes.LABEL_SETS`.
         num_shown: int. Rows of the picture. Defaults to 5.
     """
 
-    def __init__(self, num_frames, num_shown=5):
+    def __init__(self, num_frames, label_set, num_shown=5):
+        self.label_set = label_set
         shown = np.linspace(0, num_frames - 1, min(num_shown, num_frames))
         self.shown = set(shown.round().astype(int))
         self.seen = 0
@@ -212,7 +224,7 @@ class Gallery:
                 )
             self.seen += 1
 
-    def plot(self, label_set, path, with_truth=True):
+    def plot(self, path, with_truth=True):
         """Draws input, truth and prediction side by side, a row a frame.
 
         Classes have the official colours, offsets the hue of their direction and
@@ -241,7 +253,7 @@ class Gallery:
             axis.imshow(row[0])
         for i, (task, legend) in enumerate(zip(tasks, legends[1:])):
             columns = axes[:, 1 + i * len(kinds) :][:, : len(kinds)]
-            paint = PAINTERS[task](self.rows, label_set, legend)
+            paint = PAINTERS[task](self.rows, self.label_set, legend)
             for row, cells in zip(self.rows, columns):
                 _, targets, masks, predictions = row
                 shown = {
@@ -351,7 +363,7 @@ def color_depth(disparity, scale):
     return colormap(np.clip(disparity[..., 0] / scale, 0, 1), bytes=True)[..., :3]
 
 
-def _plain_log_ticks(axis):
+def plain_log_ticks(axis):
     formatter = matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}")
     axis.yaxis.set_major_formatter(formatter)
     axis.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())

@@ -2,6 +2,7 @@
 
 options.json     the options of train.py
 checkpoints/     best.weights.h5, and last/ to go on from
+result.json      the scores after the last step
 history.csv      losses, metrics, sigmas and weights by epoch
 tensorboard/     the same for TensorBoard
 constant.json    the constant predictor of the training split
@@ -19,27 +20,48 @@ import h5py
 import keras
 import numpy as np
 
-from mtl_keras.cityscapes import LABEL_SETS
 from mtl_keras.cli import (
     TrainOptions,
     differing_options,
     read_options,
     write_options,
 )
-from mtl_keras.errors import UserError
-from mtl_keras.losses import FixedWeighting, MaskedLoss, UncertaintyWeighting
-from mtl_keras.metrics import ConstantPredictor, make_metrics
-from mtl_keras.model import build_network
+from mtl_keras.errors import DivergenceError, UserError
+from mtl_keras.losses import FixedWeighting, UncertaintyWeighting
+from mtl_keras.optimizers import Adam
+from mtl_keras.recipes import DATASETS
 from mtl_keras.report import ProgressReport
 from mtl_keras.training import MultiTaskTrainer
 
 
 def check_options(options):
-    """Raises `UserError` for options that contradict one another or are not to be
-    had."""
-    if options.architecture != "mtl":
-        raise UserError("--architecture kendall is not available yet; use mtl.")
+    """Raises `UserError` for options that contradict one another."""
+    for task in options.tasks:
+        if task not in DATASETS[options.dataset]:
+            raise UserError(
+                f"--dataset {options.dataset} has the tasks "
+                f"{', '.join(DATASETS[options.dataset])}; --tasks names {task}."
+            )
+    if options.data and options.dataset != "scenes":
+        raise UserError(
+            f"--data names a Cityscapes tree, which --dataset {options.dataset} does "
+            "not read; leave one of them out."
+        )
+    if options.architecture == "kendall" and options.decoder == "direct":
+        raise UserError(
+            "--decoder direct is a form of the mtl architecture, not of kendall."
+        )
     build_weighting(options)
+
+
+def check_evaluation(options, trained):
+    """Raises `UserError` for `EvaluateOptions` that a run has nothing for."""
+    for name in ("instances", "predictions"):
+        if getattr(options, name) and trained.dataset != "scenes":
+            raise UserError(
+                f"--{name} is about street scenes; {options.run} is a run on "
+                f"{trained.dataset}."
+            )
 
 
 def claim_directory(options, epochs):
@@ -119,53 +141,48 @@ def _is_readable(weights, metadata):
 
 
 def count_steps(options, num_frames):
-    """Epochs and training steps an epoch.
+    """Epochs, that is validations, and training steps an epoch.
 
-    With `--steps` the epochs are of equal length and not longer than a pass over
-    the split.
-
-    Raises:
-        UserError: if the split has fewer frames than a batch.
-    """
-    batches = num_frames // options.batch_size
-    if batches == 0:
-        raise UserError(
-            f"The training split has {num_frames} frames, fewer than a batch of "
-            f"{options.batch_size}; use a smaller --batch-size."
-        )
-    if not options.steps:
-        return options.epochs, batches
-    epochs = math.ceil(options.steps / batches)
-    return epochs, math.ceil(options.steps / epochs)
-
-
-def build_trainer(options, weights=None):
-    """Network, losses and weighting of a run, under its dtype policy.
+    Epochs are of equal length: of `epoch_steps`, or of a pass over the frames, or a
+    little shorter, so that they add up to `steps` or to `epochs` passes.
 
     Args:
         options: `TrainOptions`.
+        num_frames: int. Frames in the training split.
+
+    Raises:
+        UserError: if there are fewer frames than asked for, or than a batch has.
+    """
+    if options.train_frames > num_frames:
+        raise UserError(
+            f"--train-frames asks for {options.train_frames} frames, but the training "
+            f"split has {num_frames}."
+        )
+    batches = (options.train_frames or num_frames) // options.batch_size
+    if batches == 0:
+        raise UserError(
+            f"There are {options.train_frames or num_frames} frames to train on, fewer "
+            f"than a batch of {options.batch_size}; use a smaller --batch-size."
+        )
+    steps = options.steps or options.epochs * batches
+    epochs = math.ceil(steps / (options.epoch_steps or batches))
+    return epochs, math.ceil(steps / epochs)
+
+
+def build_trainer(problem, weights=None):
+    """Network, losses and weighting of a run, under its dtype policy.
+
+    Args:
+        problem: what `open_problem` returned.
         weights: initial weights of the network, see `build_network`.
     """
+    options = problem.options
     keras.config.set_dtype_policy(options.precision)
-    network = build_network(
-        architecture=options.architecture,
-        backbone=options.backbone,
-        image_size=options.image_size,
-        num_classes=len(LABEL_SETS[options.label_set]),
-        tasks=options.tasks,
-        weights=weights,
-        decoder=options.decoder,
-    )
-    losses = {
-        "semantic": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        "instance": keras.losses.MeanAbsoluteError(),
-        "depth": keras.losses.MeanAbsoluteError(),
-    }
     return MultiTaskTrainer(
-        network,
-        {task: MaskedLoss(losses[task]) for task in options.tasks},
+        problem.build_network(weights),
+        problem.make_losses(),
         build_weighting(options),
-        {task: make_metrics(task, options.label_set) for task in options.tasks},
+        problem.make_metrics(),
         options.sigma_learning_rate_factor,
     )
 
@@ -215,7 +232,7 @@ def build_optimizer(options, num_steps):
     decay = options.weight_decay or None
     if options.optimizer == "sgd":
         return keras.optimizers.SGD(rate, 0.9, nesterov=True, weight_decay=decay)
-    return keras.optimizers.Adam(rate, weight_decay=decay)
+    return Adam(rate, weight_decay=decay)
 
 
 def choose_jit(options):
@@ -257,13 +274,14 @@ def make_callbacks(directory, tasks, num_steps):
 
 @contextlib.contextmanager
 def explain_divergence(directory):
-    """Turns the end of a run whose loss is no longer finite into a `UserError`."""
+    """Turns the end of a run whose loss is no longer finite into a
+    `DivergenceError`."""
     try:
         yield
     except RuntimeError as error:
         if "NaN or Inf loss" not in str(error):
             raise
-        raise UserError(
+        raise DivergenceError(
             f"The loss of {directory} became infinite or NaN after epoch "
             f"{finished_epochs(directory)}; train again with a lower "
             "--learning-rate. The checkpoints before that are kept."
@@ -272,8 +290,9 @@ def explain_divergence(directory):
 
 def best_metric(tasks):
     """What the best checkpoint is best at, and whether `max` or `min` is better."""
-    if "semantic" in tasks:
-        return "val_semantic/miou", "max"
+    for task, metric in {"semantic": "miou", "class": "accuracy"}.items():
+        if task in tasks:
+            return f"val_{task}/{metric}", "max"
     return f"val_{tasks[0]}/mean_abs", "min"
 
 
@@ -302,6 +321,17 @@ def read_history(directory):
             {key: float(value) for key, value in row.items()}
             for row in csv.DictReader(file)
         ]
+
+
+def write_result(directory):
+    """Keeps the last scores on the validation split: what came of the run."""
+    *_, last = read_history(directory)
+    scores = {
+        key.removeprefix("val_"): value
+        for key, value in last.items()
+        if key.startswith("val_")
+    }
+    (directory / "result.json").write_text(json.dumps(scores, indent=2) + "\n")
 
 
 def is_trained(directory, epochs):
@@ -333,12 +363,12 @@ def load_checkpoint(trainer, path):
         ) from error
 
 
-def load_constant_predictor(directory):
+def load_constant_predictor(problem, directory):
     """The constant predictor that training left in the run directory."""
     path = pathlib.Path(directory) / "constant.json"
     if not path.exists():
         raise UserError(f"{path} is missing; train the run with train.py first.")
-    return ConstantPredictor(**json.loads(path.read_text()))
+    return problem.load_constant_predictor(json.loads(path.read_text()))
 
 
 def _best_so_far(history, monitor, mode):

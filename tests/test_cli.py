@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from mtl_keras import cli
-from mtl_keras.cli import EvaluateOptions, TrainOptions, parse_options
+from mtl_keras.cli import (
+    EvaluateOptions,
+    SeriesOptions,
+    TrainOptions,
+    parse_options,
+)
 from mtl_keras.errors import UserError
 from mtl_keras.recipes import RECIPES
 
@@ -24,7 +29,7 @@ def test_defaults_are_those_of_the_dataclass():
 
 
 def test_every_field_has_help():
-    for options_class in (TrainOptions, EvaluateOptions):
+    for options_class in (SeriesOptions, EvaluateOptions):
         for field in dataclasses.fields(options_class):
             assert field.metadata["help"], field.name
 
@@ -112,6 +117,9 @@ def test_values_are_read(argv, name, value):
         ["--optimizer", "lbfgs"],
         ["--backbone", "vgg"],
         ["--recipe", "fast"],
+        ["--recipe", "A/none"],
+        ["--dataset", "mnist"],
+        ["--train-frames", "0"],
         ["--precision", "float8"],
     ],
 )
@@ -236,11 +244,11 @@ def test_help_is_complete_and_loads_nothing_heavy(script):
         text=True,
     )
     assert completed.returncode == 0, completed.stderr
-    options_class = {"train": TrainOptions, "evaluate": EvaluateOptions}[script]
+    options_class = {"train": SeriesOptions, "evaluate": EvaluateOptions}[script]
     for field in dataclasses.fields(options_class):
         is_flag = field.name != "run"
         name = "--" + field.name.replace("_", "-") if is_flag else "run"
         assert name in completed.stdout, field.name
     if script == "train":
         for recipe in RECIPES:
-            assert f"{recipe}:" in completed.stdout
+            assert "/" in recipe or f"{recipe}:" in completed.stdout

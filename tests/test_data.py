@@ -160,6 +160,23 @@ def test_every_pass_holds_every_frame_in_another_order(builder):
     assert len(set(passes)) > 1
 
 
+def test_few_frames_are_spread_over_the_split(builder):
+    def images(num_frames):
+        dataset = data.make_dataset(
+            builder, "train", ("depth",), "train", 1, num_frames
+        )
+        return [batch[0].numpy().tobytes() for batch in dataset]
+
+    everything = images(None)
+    assert len(set(everything)) == 4
+    assert images(2) == everything[::2]
+    assert images(3) == [everything[i] for i in (0, 2, 3)]
+    assert images(4) == images(9) == everything
+    trained = train_batches(builder, count=4, batch_size=2, flip=False, num_frames=2)
+    shown = {image.tobytes() for images, _, _ in trained for image in images}
+    assert shown == {np.frombuffer(i, np.uint8).tobytes() for i in everything[::2]}
+
+
 def test_half_of_the_frames_are_mirrored(builder):
     stills = [record_of(builder, n)["image"].numpy() for n in range(4)]
     mirrored = 0

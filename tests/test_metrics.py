@@ -182,10 +182,14 @@ def batch_of_all_tasks():
     return [{task: values[i] for task, values in maps.items()} for i in range(3)]
 
 
+def make_score(*tasks):
+    return SplitScore({task: make_metrics(task, "train") for task in tasks})
+
+
 def test_split_score():
     targets, predictions, masks = batch_of_all_tasks()
     masks["depth"] = np.zeros_like(masks["depth"])
-    score = SplitScore(("semantic", "instance", "depth"), "train")
+    score = make_score("semantic", "instance", "depth")
     score.update(targets, predictions, masks)
     results = score.results()
     assert set(results) == {
@@ -209,7 +213,7 @@ def test_split_score_takes_tensors():
     targets, predictions, masks = batch_of_all_tasks()
     scores = []
     for convert in (np.asarray, ops.convert_to_tensor):
-        score = SplitScore(("semantic", "depth"), "train")
+        score = make_score("semantic", "depth")
         score.update(
             *(
                 {task: convert(value) for task, value in values.items()}
@@ -221,7 +225,7 @@ def test_split_score_takes_tensors():
 
 
 def test_split_score_without_the_semantic_task():
-    score = SplitScore(("depth",), "train")
+    score = make_score("depth")
     assert score.results() == {} and score.per_class_iou() == {}
 
 
@@ -239,7 +243,7 @@ def test_constant_predictor_takes_majority_and_median():
     predictor = ConstantPredictor.fit([(None, targets, masks)] * 3, "train")
     assert predictor.semantic == 3
     assert 2.0 <= predictor.depth <= 3.0  # the two in the middle
-    predictions = predictor.predict(targets, "train")
+    predictions = predictor.predict(targets)
     assert predictions["semantic"].shape == (1, 1, 5, 19)
     assert (predictions["semantic"].argmax(-1) == 3).all()
     np.testing.assert_array_equal(predictions["instance"], 0)
@@ -264,6 +268,7 @@ def test_constant_predictor_of_a_split_without_labels():
         {"semantic": np.zeros((1, 2, 2)), "depth": np.zeros((1, 2, 2))},
     )
     assert vars(ConstantPredictor.fit([batch], "train")) == {
+        "label_set": "train",
         "semantic": 0,
         "depth": 0.0,
     }

@@ -102,14 +102,14 @@ def make_batch(tasks, batch=3, valid=True, size=(16, 32)):
 @pytest.mark.parametrize("tasks", [ALL[:1], ALL[1:], ALL])
 @pytest.mark.parametrize("with_truth", [True, False])
 def test_gallery(tasks, with_truth, tmp_path):
-    gallery = report.Gallery(3)
+    gallery = report.Gallery(3, "train")
     gallery.add(*make_batch(tasks, valid=with_truth))
-    gallery.plot("train", tmp_path / "val.png", with_truth)
+    gallery.plot(tmp_path / "val.png", with_truth)
     assert_picture(tmp_path / "val.png")
 
 
 def test_gallery_spreads_over_the_split():
-    gallery = report.Gallery(11, num_shown=3)
+    gallery = report.Gallery(11, "train", num_shown=3)
     images, *maps = make_batch(("depth",), batch=11)
     for start in (0, 4, 8):
         part = slice(start, start + 4)
@@ -158,5 +158,5 @@ def test_progress_names_epoch_loss_and_scores(capsys):
     progress.on_train_end()
     written = capsys.readouterr()
     written = written.out + written.err
-    assert "epoch 2/2: loss 1.235, val mIoU 25.1 %, depth mean abs 3.46 px" in written
+    assert "epoch 2/2: loss 1.235, val mIoU % 25.1, depth mean abs px 3.46" in written
     assert progress.bar.n == 4  # two of them from before the restart

@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 
 from mtl_keras import runs
-from mtl_keras.cli import TrainOptions, write_options
+from mtl_keras.cli import TrainOptions
 from mtl_keras.errors import UserError
 from mtl_keras.losses import FixedWeighting, UncertaintyWeighting
+from mtl_keras.problems import open_problem
 
 
 def make_options(output, **values):
     return TrainOptions(output=str(output), image_size=(32, 64), **values)
+
+
+def build_trainer(options):
+    return runs.build_trainer(open_problem(options))
 
 
 def write_checkpoint(directory, epoch, suffix="", damaged=False):
@@ -167,6 +172,26 @@ def test_count_steps_in_place_of_epochs(steps, expected):
     assert epochs * steps_per_epoch >= steps
 
 
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ({"train_frames": 8}, (5, 2)),
+        ({"train_frames": 8, "epoch_steps": 5}, (2, 5)),  # 10 steps in all
+        ({"steps": 9, "epoch_steps": 4}, (3, 3)),
+        ({"steps": 9, "epoch_steps": 40}, (1, 9)),
+    ],
+)
+def test_count_steps_between_validations(values, expected):
+    options = TrainOptions(batch_size=4, epochs=5, **values)
+    assert runs.count_steps(options, 19) == expected
+
+
+def test_more_frames_than_there_are():
+    options = TrainOptions(train_frames=20)
+    with pytest.raises(UserError, match="--train-frames asks for 20.* has 19"):
+        runs.count_steps(options, 19)
+
+
 def test_learned_weighting_starts_in_the_range():
     options = TrainOptions(initial_variance=(0.2, 1.0), seed=4)
     weighting = runs.build_weighting(options)
@@ -210,9 +235,15 @@ def test_fixed_weighting():
             "switches every task off",
         ),
         ({"likelihoods": {"depth": "mtl"}}, "no likelihood for semantic"),
+        ({"dataset": "digits"}, "digits has the tasks class, .* names semantic"),
+        (
+            {"dataset": "digits", "tasks": ("class",), "data": "CITYSCAPES"},
+            "--data names a Cityscapes tree.*--dataset digits",
+        ),
+        ({"architecture": "kendall", "decoder": "direct"}, "not of kendall"),
     ],
 )
-def test_weightings_that_do_not_fit(values, message):
+def test_options_that_do_not_fit(values, message):
     with pytest.raises(UserError, match=message):
         runs.check_options(TrainOptions(**values))
 
@@ -247,7 +278,7 @@ def test_cosine_schedule_rises_for_a_tenth_of_the_run():
 
 @pytest.mark.parametrize("tasks", [("depth",), ("semantic", "instance", "depth")])
 def test_trainer_of_a_run(tasks, set_policy):
-    trainer = runs.build_trainer(make_options("x", tasks=tasks, label_set="ids"))
+    trainer = build_trainer(make_options("x", tasks=tasks, label_set="ids"))
     assert set(trainer.network.output) == set(trainer.task_losses) == set(tasks)
     assert set(trainer.weighting.sigmas()) == set(tasks)
     if "semantic" in tasks:
@@ -259,9 +290,9 @@ def test_trainer_of_a_run(tasks, set_policy):
 
 
 def test_the_policy_of_a_run(set_policy):
-    trainer = runs.build_trainer(make_options("x", precision="mixed_bfloat16"))
+    trainer = build_trainer(make_options("x", precision="mixed_bfloat16"))
     assert trainer.network.get_layer("conv1_conv").compute_dtype == "bfloat16"
-    assert runs.build_trainer(make_options("x")).network.compute_dtype == "float32"
+    assert build_trainer(make_options("x")).network.compute_dtype == "float32"
 
 
 def test_best_metric():
@@ -318,14 +349,14 @@ def test_divergence_is_explained(run):
 def test_checkpoints_that_do_not_fit(tmp_path):
     options = make_options(tmp_path, tasks=("depth",))
     directory = runs.claim_directory(options, 1)
-    trainer = runs.build_trainer(options)
+    trainer = build_trainer(options)
     with pytest.raises(UserError, match="best.weights.h5 is missing.*train.py"):
         runs.restore_best(trainer, directory)
     path = directory / "checkpoints" / "best.weights.h5"
     path.parent.mkdir()
     trainer.save_weights(path)
     runs.restore_best(trainer, directory)
-    other = runs.build_trainer(make_options(tmp_path, tasks=("instance", "depth")))
+    other = build_trainer(make_options(tmp_path, tasks=("instance", "depth")))
     with pytest.raises(UserError, match="best.weights.h5 does not fit.*options.json"):
         runs.restore_best(other, directory)
     path.write_bytes(path.read_bytes()[:1000])
@@ -334,13 +365,12 @@ def test_checkpoints_that_do_not_fit(tmp_path):
 
 
 def test_constant_predictor_of_a_run(tmp_path):
+    problem = open_problem(make_options(tmp_path))
     with pytest.raises(UserError, match="constant.json is missing.*train.py"):
-        runs.load_constant_predictor(tmp_path)
-    (tmp_path / "constant.json").write_text('{"semantic": 3, "depth": 1.5}')
-    assert vars(runs.load_constant_predictor(tmp_path)) == {
-        "semantic": 3,
-        "depth": 1.5,
-    }
+        runs.load_constant_predictor(problem, tmp_path)
+    values = {"label_set": "train", "semantic": 3, "depth": 1.5}
+    (tmp_path / "constant.json").write_text(json.dumps(values))
+    assert vars(runs.load_constant_predictor(problem, tmp_path)) == values
 
 
 def test_jit_is_on_where_it_pays(monkeypatch, capsys):
@@ -353,9 +383,3 @@ def test_jit_is_on_where_it_pays(monkeypatch, capsys):
         )
         assert runs.choose_jit(TrainOptions(jit="auto")) is expected
         assert device[:3] in capsys.readouterr().out
-
-
-def test_unavailable_architecture(tmp_path):
-    write_options(TrainOptions(), tmp_path / "options.json")
-    with pytest.raises(UserError, match="kendall"):
-        runs.check_options(TrainOptions(architecture="kendall"))

@@ -1,0 +1,169 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtl_keras import comparison
+from mtl_keras.cli import TrainOptions, write_options
+from mtl_keras.errors import UserError
+from mtl_keras.recipes import TABLES
+from mtl_keras.tables import plan_runs
+
+# The last scores of the runs below, by row and seed, in 0..1 and pixels.
+SCORES = {
+    "semantic": [{"semantic/miou": 0.40}, {"semantic/miou": 0.42}],
+    "depth": [{"depth/mean_abs": 0.5}, {"depth/mean_abs": 0.7}],
+    "equal": [{"semantic/miou": 0.30, "instance/mean_abs": 2.0, "depth/mean_abs": 0.9}],
+    "all": [
+        {"semantic/miou": 0.41, "instance/mean_abs": 1.0, "depth/mean_abs": 0.4},
+        {"semantic/miou": 0.45, "instance/mean_abs": 3.0, "depth/mean_abs": 0.6},
+    ],
+}
+CONSTANTS = {"semantic/miou": 0.02, "instance/mean_abs": 5.0, "depth/mean_abs": 1.25}
+
+
+def write_runs(root, arguments, scores, constants):
+    """Run directories as train.py leaves them, without checkpoints."""
+    for options in plan_runs([*arguments.split(), "--output", str(root)]):
+        key, _, seed = options.output.rpartition("/")[2].rpartition("-seed")
+        if len(scores.get(key, ())) <= int(seed):
+            continue
+        directory = root / f"{key}-seed{seed}"
+        directory.mkdir(parents=True)
+        write_options(options, directory / "options.json")
+        (directory / "result.json").write_text(json.dumps(scores[key][int(seed)]))
+        (directory / "constant_result.json").write_text(json.dumps(constants))
+        sigmas = [f"{task}/sigma" for task in options.tasks]
+        learned = options.weighting == "learned"
+        with open(directory / "history.csv", "w") as file:
+            writer = csv.writer(file)
+            writer.writerow(["epoch", *sigmas * learned])
+            for epoch in range(3):
+                writer.writerow([epoch, *[0.5 + epoch] * len(sigmas) * learned])
+
+
+@pytest.fixture
+def table(tmp_path):
+    write_runs(tmp_path / "A", "--table A --seeds 2", SCORES, CONSTANTS)
+    return comparison.compare_runs(tmp_path / "A", "A")
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    scores = {
+        "1": [{"semantic/miou": 0.5}],
+        "0.5": [{"semantic/miou": 0.4, "depth/mean_abs": 1.0}],
+        "0": [{"depth/mean_abs": 0.9}],
+        "learned": [{"semantic/miou": 0.6, "depth/mean_abs": 0.8}],
+    }
+    arguments = "--sweep semantic,depth --points 3"
+    write_runs(tmp_path / "sweep", arguments, scores, CONSTANTS)
+    return comparison.compare_runs(tmp_path / "sweep", pair=("semantic", "depth"))
+
+
+def cells_of(markdown):
+    """The cells of a Markdown table by the first one of their line."""
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_scores_are_mean_and_deviation_in_the_units_of_the_columns(table):
+    assert table.scores["semantic"]["semantic/miou"] == pytest.approx((41.0, 2**0.5))
+    assert table.scores["all"]["instance/mean_abs"] == pytest.approx((2.0, 2**0.5))
+    assert table.scores["equal"]["depth/mean_abs"] == (0.9, 0.0)
+    assert "instance" not in table.scores
+    assert table.constants == pytest.approx(
+        {"semantic/miou": 2.0, "instance/mean_abs": 5.0, "depth/mean_abs": 1.25}
+    )
+
+
+def test_table_has_every_row_with_the_published_figures(table):
+    cells = cells_of(comparison.format_comparison(table))
+    assert set(TABLES["A"].rows) | {"constant predictor"} <= set(cells)
+    weights, iou, instance, depth, oxford, paper = cells["all"]
+    assert weights == "learned / learned / learned"
+    assert iou == "**43 ± 2.8**" and depth == "**0.5 ± 0.14**"
+    assert (oxford, paper) == ("34 / 5.82 / 0.425", "63.4 / 3.5 / 0.522")
+    assert cells["semantic"][:4] == ["1 / – / –", "**41 ± 1.4**", "", ""]
+    assert cells["equal"][:4] == ["0.333 / 0.333 / 0.333", "30", "**2**", "0.9"]
+    assert cells["instance"][1:4] == ["", "", ""]  # not trained
+    assert cells["constant predictor"][1:4] == ["2", "5", "1.25"]
+
+
+def test_table_says_what_it_is_about(table):
+    text = comparison.format_comparison(table)
+    assert "rendered streets (not Cityscapes)" in text
+    assert "1 to 2 seeds" in text
+    assert "64x128 pixels" in text
+
+
+def test_best_is_the_highest_or_the_lowest(table):
+    """Pooled deviation of `depth` and `all`: 0.14; `equal` is 0.4 away."""
+    cells = cells_of(comparison.format_comparison(table))
+    assert cells["depth"][3].startswith("**") and cells["all"][3].startswith("**")
+    assert not cells["equal"][3].startswith("**")
+    assert not cells["equal"][1].startswith("**")
+
+
+def test_csv_has_a_line_for_every_row_and_metric(table, tmp_path):
+    comparison.write_csv(table, tmp_path / "table.csv")
+    with open(tmp_path / "table.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 3 * len(TABLES["A"].rows)
+    (line,) = [
+        line
+        for line in lines
+        if (line["row"], line["metric"]) == ("all", "instance mean abs px")
+    ]
+    assert float(line["mean"]) == 2.0 and line["seeds"] == "2"
+    assert float(line["constant predictor"]) == 5.0
+    assert (line["Oxford"], line["paper"]) == ("5.82", "3.5")
+
+
+def test_sweep_lists_the_weights_in_order(sweep):
+    cells = cells_of(comparison.format_comparison(sweep))
+    names = [name for name in cells if name.replace(".", "").isdigit()]
+    assert names == sorted(names, key=float, reverse=True)
+    assert cells["0.5"][:3] == ["0.5 / 0.5", "40", "1"]
+    assert cells["0.5"][3] == "56.3 / 0.602"
+    assert cells["0.975"][1:3] == ["", ""]  # the paper's, not trained here
+    assert cells["learned"][:2] == ["learned / learned", "**60**"]
+
+
+def assert_picture(path):
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    assert min(pixels.shape[:2]) > 200
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10
+
+
+def test_figures(table, sweep, tmp_path):
+    comparison.plot_bars(table, tmp_path / "bars.png")
+    comparison.plot_sweep(sweep, tmp_path / "sweep.png")
+    assert comparison.plot_trajectories(table, tmp_path / "sigmas.png")
+    for name in ("bars", "sweep", "sigmas"):
+        assert_picture(tmp_path / f"{name}.png")
+
+
+def test_there_are_no_trajectories_of_fixed_weights(tmp_path):
+    write_runs(tmp_path, "--table A", {"equal": SCORES["equal"]}, CONSTANTS)
+    fixed = comparison.compare_runs(tmp_path, "A")
+    assert not comparison.plot_trajectories(fixed, tmp_path / "sigmas.png")
+    assert not (tmp_path / "sigmas.png").exists()
+
+
+def test_nothing_to_compare(tmp_path):
+    with pytest.raises(UserError, match="no finished run of this table.*train.py"):
+        comparison.compare_runs(tmp_path, "B")
+    write_runs(tmp_path, "--table A", SCORES, CONSTANTS)
+    with pytest.raises(UserError, match="no finished run of this sweep"):
+        comparison.compare_runs(tmp_path / "all-seed0", pair=("semantic", "depth"))
+
+
+def test_on_cityscapes_it_says_so(tmp_path):
+    write_runs(tmp_path, "--table A --data TREE", SCORES, CONSTANTS)
+    text = comparison.format_comparison(comparison.compare_runs(tmp_path, "A"))
+    assert "on Cityscapes" in text and "streets" not in text
+    assert TrainOptions().data == ""
