@@ -6,31 +6,39 @@ import keras
 from keras import ops
 
 from mtl_keras.errors import UserError
-from mtl_keras.layers import BilinearResize, ResizeConv2D
+from mtl_keras.layers import (
+    AtrousConv2D,
+    BatchNormalization,
+    BilinearResize,
+    ResizeConv2D,
+)
 
 
 class Backbone(NamedTuple):
-    """Size of a ResNet v1: bottleneck blocks of each of the four stages, width of
-    the first stage's 3x3 convolutions, and width of the heads that go with it."""
+    """Size of a ResNet v1: bottleneck blocks of each of the four stages and width of
+    the first stage's 3x3 convolutions; and width of what goes on top of it: the heads
+    of `mtl`, and the pyramid's branches and the heads of `kendall`."""
 
     blocks: tuple[int, int, int, int]
     width: int
     head_width: int
+    aspp_width: int
 
 
 BACKBONES = {
-    "resnet50": Backbone((3, 4, 6, 3), 64, 512),
-    "resnet101": Backbone((3, 4, 23, 3), 64, 512),
-    "resnet152": Backbone((3, 8, 36, 3), 64, 512),
-    "small": Backbone((1, 1, 1, 1), 20, 32),
+    "resnet50": Backbone((3, 4, 6, 3), 64, 512, 256),
+    "resnet101": Backbone((3, 4, 23, 3), 64, 512, 256),
+    "resnet152": Backbone((3, 8, 36, 3), 64, 512, 256),
+    "small": Backbone((1, 1, 1, 1), 20, 32, 32),
 }
 PRETRAINED = {
     "resnet50": "ResNet50",
     "resnet101": "ResNet101",
     "resnet152": "ResNet152",
 }
-ARCHITECTURES = ("mtl",)
+ARCHITECTURES = ("mtl", "kendall")
 DECODERS = ("resize_conv", "direct")
+ASPP_RATES = (12, 24, 36)  # the paper, appendix A; those of DeepLabv3 at stride 8
 
 IMAGENET_BGR_MEAN = (103.939, 116.779, 123.68)
 
@@ -51,6 +59,10 @@ def build_network(
     size and decoded by one head a task: 3x3 convolution and ReLU, 1x1 convolution
     and ReLU, 1x1 convolution.
 
+    `kendall` is the network of the paper: on the same ResNet an Atrous Spatial
+    Pyramid Pooling module (`apply_aspp`), and one head a task whose outputs are
+    resized to the image size (`apply_kendall_head`).
+
     Args:
         architecture: str, one of `ARCHITECTURES`.
         backbone: str, a key of `BACKBONES`.
@@ -59,9 +71,10 @@ def build_network(
         tasks: the outputs to build, of `"semantic"`, `"instance"`, `"depth"`.
         weights: `None` for random weights, or `"imagenet"` for the backbone of
             `keras.applications`, downloaded on first use.
-        decoder: `"resize_conv"`, or `"direct"` for the literal graph, which
-            computes the same function from the same weights with about fifteen
-            times the arithmetic.
+        decoder: how `mtl` computes its heads: `"resize_conv"`, or `"direct"` for
+            the literal graph, which computes the same function from the same
+            weights with about fifteen times the arithmetic. `kendall` has no
+            features to resize and takes only the default.
 
     Returns:
         A functional `keras.Model` from RGB images `(batch, height, width, 3)` in
@@ -70,12 +83,17 @@ def build_network(
         `(dy, dx)` in pixels `(..., 2)`, `depth` disparity in pixels `(..., 1)`.
 
     Raises:
-        UserError: for a name that does not exist, or if pretrained weights cannot
-            be had.
+        UserError: for a name that does not exist, for `kendall` with `decoder`
+            `"direct"`, or if pretrained weights cannot be had.
     """
     _check_choice("architecture", architecture, ARCHITECTURES)
     _check_choice("backbone", backbone, BACKBONES)
     _check_choice("decoder", decoder, DECODERS)
+    if architecture != "mtl" and decoder == "direct":
+        raise UserError(
+            "The decoder 'direct' is a form of the mtl architecture; "
+            f"{architecture} has no other than the default."
+        )
     channels = {"semantic": num_classes, "instance": 2, "depth": 1}
     for task in tasks:
         _check_choice("task", task, channels)
@@ -84,25 +102,22 @@ def build_network(
 
     image = keras.Input((*image_size, 3), name="image")
     features = apply_backbone(image, backbone)
-    width = BACKBONES[backbone].head_width
-    if decoder == "direct":
-        features = BilinearResize(image_size, name="decoder_resize")(features)
     outputs = {}
-    for task in tasks:
+    if architecture == "mtl":
+        width = BACKBONES[backbone].head_width
         if decoder == "direct":
-            conv = keras.layers.Conv2D(
-                width, 3, padding="same", activation="relu", name=f"{task}_conv1"
+            features = BilinearResize(image_size, name="decoder_resize")(features)
+        for task in tasks:
+            outputs[task] = apply_mtl_head(
+                features, task, width, channels[task], image_size
             )
-        else:
-            conv = ResizeConv2D(
-                width, 3, image_size, activation="relu", name=f"{task}_conv1"
+    else:
+        width = BACKBONES[backbone].aspp_width
+        features = apply_aspp(features, width)
+        for task in tasks:
+            outputs[task] = apply_kendall_head(
+                features, task, width, channels[task], image_size
             )
-        x = conv(features)
-        x = keras.layers.Conv2D(width, 1, activation="relu", name=f"{task}_conv2")(x)
-        # Losses need float32 under every dtype policy.
-        outputs[task] = keras.layers.Conv2D(
-            channels[task], 1, dtype="float32", name=task
-        )(x)
     network = keras.Model(image, outputs, name=f"{architecture}_{backbone}")
     if weights is not None:
         _check_choice("weights", weights, ("imagenet",))
@@ -115,7 +130,11 @@ def apply_backbone(image, backbone, output_stride=8):
 
     Layers are named as in `keras.applications`. Where the stride stops growing,
     the 3x3 convolutions of the stage (its first block included: in this ResNet
-    the stride that is left out came before it) are dilated instead.
+    the stride that is left out came before it) are dilated instead, as DeepLab
+    does. The reproduction of the paper at github.com/oscarkey/multitask-learning
+    dilates the first block of each of these stages and no other.
+
+    Feature `(i, j)` is centred on pixel `(output_stride * i, output_stride * j)`.
 
     Args:
         image: `(batch, height, width, 3)`.
@@ -126,7 +145,7 @@ def apply_backbone(image, backbone, output_stride=8):
         Features `(batch, height / output_stride, width / output_stride,
         32 * width)`.
     """
-    blocks, width, _ = BACKBONES[backbone]
+    blocks, width, *_ = BACKBONES[backbone]
     x = ops.flip(image, axis=-1)  # the pretrained weights take BGR
     x = keras.layers.Normalization(
         mean=IMAGENET_BGR_MEAN, variance=(1.0, 1.0, 1.0), name="normalization"
@@ -178,6 +197,74 @@ def apply_block(x, width, strides, dilation, project, name):
     return keras.layers.ReLU(name=f"{name}_out")(x)
 
 
+def apply_mtl_head(x, task, width, channels, image_size):
+    """Applies a head of `mtl`, resizing the features unless they have the image size
+    already."""
+    if tuple(x.shape[1:3]) == tuple(image_size):
+        conv = keras.layers.Conv2D(
+            width, 3, padding="same", activation="relu", name=f"{task}_conv1"
+        )
+    else:
+        conv = ResizeConv2D(
+            width, 3, image_size, activation="relu", name=f"{task}_conv1"
+        )
+    x = conv(x)
+    x = keras.layers.Conv2D(width, 1, activation="relu", name=f"{task}_conv2")(x)
+    # Losses need float32 under every dtype policy.
+    return keras.layers.Conv2D(channels, 1, dtype="float32", name=task)(x)
+
+
+def apply_aspp(x, width):
+    """Applies Atrous Spatial Pyramid Pooling (DeepLabv3, arXiv 1706.05587, 3.3).
+
+    A 1x1 convolution, a 3x3 convolution at each of `ASPP_RATES` and the mean of the
+    image through a 1x1 convolution, each normalized and rectified, side by side. In
+    the last of them every image has a single value a channel, so that a training
+    batch of one image is normalized to zero there.
+
+    Args:
+        x: `(batch, h, w, channels)`.
+        width: int. Channels of each of the five branches.
+
+    Returns:
+        `(batch, h, w, 5 * width)`.
+    """
+    size = x.shape[1:3]
+    conv = keras.layers.Conv2D(width, 1, use_bias=False, name="aspp_rate1_conv")
+    branches = [_apply_batch_norm_relu(conv(x), "aspp_rate1")]
+    for rate in ASPP_RATES:
+        name = f"aspp_rate{rate}"
+        conv = AtrousConv2D(width, 3, rate, use_bias=False, name=f"{name}_conv")
+        branches.append(_apply_batch_norm_relu(conv(x), name))
+    mean = keras.layers.GlobalAveragePooling2D(keepdims=True, name="aspp_pool_mean")(x)
+    conv = keras.layers.Conv2D(width, 1, use_bias=False, name="aspp_pool_conv")
+    pooled = _apply_batch_norm_relu(conv(mean), "aspp_pool")
+    branches.append(keras.layers.UpSampling2D(size, name="aspp_pool_repeat")(pooled))
+    return keras.layers.Concatenate(name="aspp_concat")(branches)
+
+
+def apply_kendall_head(x, task, width, channels, image_size):
+    """Applies a head of `kendall`: 3x3 convolution, batch normalization and ReLU,
+    1x1 convolution, resize.
+
+    That is the paper's main text, and its reproduction at
+    github.com/oscarkey/multitask-learning; the paper's appendix has a 1x1 in place of
+    the 3x3 convolution. The main text is followed because the 3x3 convolution is the
+    only one between the pyramid, whose taps are at least 12 features apart, and the
+    output that looks at neighbouring features.
+    """
+    x = keras.layers.Conv2D(
+        width, 3, padding="same", use_bias=False, name=f"{task}_conv1"
+    )(x)
+    x = _apply_batch_norm_relu(x, f"{task}_conv1")
+    # Losses need float32 under every dtype policy.
+    x = keras.layers.Conv2D(channels, 1, dtype="float32", name=f"{task}_conv2")(x)
+    # Legacy sampling reads output pixel p at feature p / 8, and feature i is centred
+    # on pixel 8 i. Half pixel centres would move the maps by 3.5 pixels, the aligned
+    # corners of the reproduction by 0 at the upper left to 7 at the lower right.
+    return BilinearResize(image_size, dtype="float32", name=task)(x)
+
+
 def load_imagenet_weights(network, backbone):
     """Copies the ImageNet weights of `keras.applications` into the backbone.
 
@@ -203,8 +290,13 @@ def load_imagenet_weights(network, backbone):
             network.get_layer(layer.name).set_weights(layer.get_weights())
 
 
+def _apply_batch_norm_relu(x, name):
+    x = _apply_batch_norm(x, f"{name}_bn")
+    return keras.layers.ReLU(name=f"{name}_relu")(x)
+
+
 def _apply_batch_norm(x, name):
-    return keras.layers.BatchNormalization(epsilon=1.001e-5, name=name)(x)
+    return BatchNormalization(epsilon=1.001e-5, name=name)(x)
 
 
 def _check_choice(name, value, choices):

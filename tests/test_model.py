@@ -6,10 +6,22 @@ from keras import ops
 
 from mtl_keras import model
 from mtl_keras.errors import UserError
-from mtl_keras.model import Backbone, apply_backbone, build_network
+from mtl_keras.model import (
+    ARCHITECTURES,
+    Backbone,
+    apply_aspp,
+    apply_backbone,
+    build_network,
+)
 
 SIZE = (32, 64)
 CHANNELS = {"semantic": 19, "instance": 2, "depth": 1}
+ASPP_BRANCHES = ("rate1", "rate12", "rate24", "rate36", "pool")
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request):
+    return request.param
 
 
 def build_small(**options):
@@ -60,38 +72,40 @@ def assert_close(actual, expected, tolerance):
     np.testing.assert_allclose(actual / scale, expected / scale, atol=tolerance, rtol=0)
 
 
-def test_outputs_have_names_shapes_and_dtypes():
-    network = build_small()
-    assert network.name == "mtl_small"
-    outputs = network(random_images())
+@pytest.mark.parametrize("size", [SIZE, (96, 160), (33, 70)], ids=str)
+def test_outputs_have_names_shapes_and_dtypes(architecture, size):
+    network = build_small(architecture=architecture, image_size=size)
+    assert network.name == f"{architecture}_small"
+    outputs = network(random_images(2, size))
     assert {task: tuple(y.shape) for task, y in outputs.items()} == {
-        task: (2, *SIZE, channels) for task, channels in CHANNELS.items()
+        task: (2, *size, channels) for task, channels in CHANNELS.items()
     }
     for task, output in outputs.items():
         assert keras.backend.standardize_dtype(output.dtype) == "float32", task
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_outputs_are_float32_under_mixed_policies(policy, set_policy):
+def test_outputs_are_float32_under_mixed_policies(policy, set_policy, architecture):
     set_policy(policy)
-    network = build_small()
+    network = build_small(architecture=architecture)
     for task, output in network(random_images()).items():
         assert keras.backend.standardize_dtype(output.dtype) == "float32", task
         assert np.isfinite(np.asarray(output)).all()
-    computed = network.get_layer("conv2_block1_2_conv").compute_dtype
-    assert computed == policy.removeprefix("mixed_")
+    for name in ("conv2_block1_2_conv", "depth_conv1"):
+        computed = network.get_layer(name).compute_dtype
+        assert computed == policy.removeprefix("mixed_")
 
 
 @pytest.mark.parametrize("tasks", [("depth",), ("semantic", "instance")])
-def test_only_the_chosen_tasks_are_built(tasks):
-    network = build_small(tasks=tasks)
+def test_only_the_chosen_tasks_are_built(tasks, architecture):
+    network = build_small(tasks=tasks, architecture=architecture)
     assert set(network(random_images(1))) == set(tasks)
     heads = {layer.name.split("_")[0] for layer in network.layers} & set(CHANNELS)
     assert heads == set(tasks)
 
 
-def test_any_batch_size_and_uint8_or_float():
-    network = build_small()
+def test_any_batch_size_and_uint8_or_float(architecture):
+    network = build_small(architecture=architecture)
     images = random_images(3)
     together = network.predict_on_batch(images)
     for number in range(3):
@@ -171,21 +185,23 @@ def test_the_full_network_runs():
 
 
 @pytest.mark.parametrize("task", CHANNELS)
-def test_gradients_of_every_head_reach_the_trunk(task):
-    network = build_small()
-    images = random_images(1)
-    kernels = [
-        network.get_layer(f"{name}_conv").kernel for name in ("conv1", "conv5_block1_3")
-    ]
+def test_gradients_of_every_head_reach_the_trunk(task, architecture):
+    network = build_small(architecture=architecture)
+    images = random_images(2)
+    trunk = [f"{name}_conv" for name in ("conv1", "conv5_block1_3")]
+    if architecture == "kendall":
+        trunk += [f"aspp_{name}_conv" for name in ASPP_BRANCHES]
+    kernels = [network.get_layer(name).kernel for name in trunk]
     other = "depth" if task != "depth" else "instance"
     head = [network.get_layer(f"{name}_conv1").kernel for name in (task, other)]
     _, gradients = value_and_gradients(
         lambda: ops.sum(ops.square(network(images, training=True)[task])),
         kernels + head,
     )
-    for gradient in gradients[:3]:
+    *reached, unreached = gradients
+    for gradient in reached:
         assert np.abs(gradient).max() > 0
-    assert np.abs(gradients[3]).max() == 0
+    assert np.abs(unreached).max() == 0
 
 
 def test_direct_decoder_is_the_same_function_of_the_same_weights():
@@ -199,8 +215,121 @@ def test_direct_decoder_is_the_same_function_of_the_same_weights():
         assert_close(output, expected[task], 1e-5)
 
 
-def test_reloaded_network_is_the_same(tmp_path):
-    network = build_small()
+def count_weights(network, *prefixes):
+    """Number of weights of the layers whose names begin with a prefix."""
+    return sum(
+        int(np.prod(weight.shape))
+        for layer in network.layers
+        if layer.name.startswith(prefixes)
+        for weight in layer.weights
+    )
+
+
+def test_weights_of_kendall_are_those_counted_by_hand():
+    network = build_small(architecture="kendall")
+    # 640 features; five branches and the heads of 32; 4 numbers a normalized channel.
+    convs = 2 * 640 * 32 + 3 * 9 * 640 * 32
+    assert count_weights(network, "aspp_") == convs + 5 * 4 * 32
+    for task, channels in CHANNELS.items():
+        conv = 9 * 5 * 32 * 32
+        assert count_weights(network, task) == conv + 4 * 32 + 33 * channels
+
+
+@pytest.mark.slow
+def test_kendall_on_resnet101_has_the_weights_of_the_paper():
+    network = build_network("kendall", num_classes=19)
+    stock = keras.applications.ResNet101(include_top=False, weights=None)
+    aspp = (2 + 3 * 9) * 2048 * 256 + 5 * 4 * 256
+    heads = 3 * (9 * 1280 * 256 + 4 * 256) + 257 * (19 + 2 + 1)
+    assert count_weights(network, "aspp_") == aspp == 15_209_472
+    assert count_weights(network, *CHANNELS) == heads == 8_856_086
+    assert network.count_params() == stock.count_params() + aspp + heads
+    assert network.get_layer("aspp_concat").output.shape == (None, 16, 32, 1280)
+
+
+def test_rates_of_dilation():
+    network = build_small(architecture="kendall")
+    rates = {
+        layer.name: layer.dilation_rate
+        for layer in network.layers
+        if isinstance(layer, keras.layers.Conv2D) and layer.dilation_rate != (1, 1)
+    }
+    assert rates == {
+        "conv4_block1_2_conv": (2, 2),
+        "conv5_block1_2_conv": (4, 4),
+        "aspp_rate12_conv": (12, 12),
+        "aspp_rate24_conv": (24, 24),
+        "aspp_rate36_conv": (36, 36),
+    }
+
+
+def dilated_conv(images, kernel, rate):
+    """3x3 convolution with taps `rate` pixels apart and zeros around the images."""
+    _, height, width, _ = images.shape
+    padded = np.pad(images, ((0, 0), (rate, rate), (rate, rate), (0, 0)))
+    return sum(
+        padded[:, rate * u :, rate * v :][:, :height, :width] @ kernel[u, v]
+        for u in range(3)
+        for v in range(3)
+    )
+
+
+@pytest.mark.parametrize("size", [(16, 32), (5, 13)], ids=str)
+def test_the_pyramid_follows_its_definition(size):
+    inputs = keras.Input((*size, 6))
+    pyramid = keras.Model(inputs, apply_aspp(inputs, 4))
+    randomize(pyramid)
+    images = np.random.default_rng(1).normal(size=(2, *size, 6)).astype("float32")
+    branches = []
+    for name in ASPP_BRANCHES:
+        (kernel,) = pyramid.get_layer(f"aspp_{name}_conv").get_weights()
+        if name == "rate1":
+            branch = images @ kernel[0, 0]
+        elif name == "pool":
+            branch = np.mean(images, axis=(1, 2), keepdims=True) @ kernel[0, 0]
+        else:
+            branch = dilated_conv(images, kernel, int(name.removeprefix("rate")))
+        gamma, beta, mean, variance = pyramid.get_layer(f"aspp_{name}_bn").get_weights()
+        branch = (branch - mean) / np.sqrt(variance + 1.001e-5) * gamma + beta
+        branches.append(np.broadcast_to(np.maximum(branch, 0), (2, *size, 4)))
+    assert_close(pyramid(images), np.concatenate(branches, axis=-1), 1e-5)
+
+
+def test_features_are_centred_on_every_eighth_pixel(monkeypatch):
+    # A brighter column of pixels makes just those features grow that see it.
+    monkeypatch.setitem(model.BACKBONES, "small", Backbone((1, 1, 1, 1), 2, 2, 2))
+    size = (32, 192)
+    features = build_backbone("small", 8, size)
+    for variable in features.variables:
+        if variable.name == "kernel":
+            fan_in = np.prod(variable.shape[:-1])
+            variable.assign(np.full(variable.shape, 1 / fan_in, "float32"))
+    images = np.full((1 + size[1], *size, 3), 200, "uint8")
+    for column in range(size[1]):
+        images[1 + column, :, column] = 255
+    plain, *brighter = features.predict(images, batch_size=32, verbose=0)[:, 0, :, 0]
+    sees = np.stack(brighter) > plain  # (column, feature)
+    for feature in (10, 11, 12, 13):
+        (columns,) = sees[:, feature].nonzero()
+        assert 0 < columns[0] and columns[-1] < size[1] - 1
+        assert (columns[0] + columns[-1]) / 2 == 8 * feature
+
+
+def test_outputs_of_kendall_are_resized_with_legacy_sampling():
+    network = build_small(architecture="kendall", image_size=(32, 64))
+    randomize(network)
+    logits = {task: network.get_layer(f"{task}_conv2").output for task in CHANNELS}
+    images = random_images()
+    small = keras.Model(network.input, logits)(images)
+    for task, output in network(images).items():
+        output, small_output = np.asarray(output), np.asarray(small[task])
+        assert_close(output[:, ::8, ::8], small_output, 1e-6)
+        between = (small_output[:, :, :-1] + small_output[:, :, 1:]) / 2
+        assert_close(output[:, ::8, 4:-8:8], between, 1e-6)
+
+
+def test_reloaded_network_is_the_same(tmp_path, architecture):
+    network = build_small(architecture=architecture)
     network.save(tmp_path / "network.keras")
     loaded = keras.saving.load_model(tmp_path / "network.keras")
     images = random_images()
@@ -212,9 +341,13 @@ def test_reloaded_network_is_the_same(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"architecture": "unet"}, "Unknown architecture 'unet'.*mtl"),
+        ({"architecture": "unet"}, "Unknown architecture 'unet'.*mtl, kendall"),
         ({"backbone": "vgg"}, "Unknown backbone 'vgg'.*resnet101"),
         ({"decoder": "fast"}, "Unknown decoder 'fast'.*direct"),
+        (
+            {"architecture": "kendall", "decoder": "direct"},
+            "'direct' is a form of the mtl architecture; kendall",
+        ),
         ({"tasks": ("semantic", "flow")}, "Unknown task 'flow'.*depth"),
         ({"weights": "coco"}, "Unknown weights 'coco'.*imagenet"),
         ({"weights": "imagenet"}, "no ImageNet weights.*'small'.*resnet50"),
@@ -226,7 +359,7 @@ def test_what_cannot_be_built_is_named(options, message):
         build_small(**options)
 
 
-def test_pretrained_weights_are_copied_into_the_backbone(monkeypatch):
+def test_pretrained_weights_are_copied_into_the_backbone(monkeypatch, architecture):
     source = build_backbone("small", 32, (64, 64))
     randomize(source)
 
@@ -236,7 +369,7 @@ def test_pretrained_weights_are_copied_into_the_backbone(monkeypatch):
 
     monkeypatch.setitem(model.PRETRAINED, "small", "ResNet50")
     monkeypatch.setattr(keras.applications, "ResNet50", stock)
-    network = build_small(weights="imagenet")
+    network = build_small(weights="imagenet", architecture=architecture)
     copied = 0
     for layer in source.layers:
         for expected, found in zip(
@@ -254,6 +387,6 @@ def test_a_failed_download_is_explained(monkeypatch):
         raise Exception("URL fetch failure: Name or service not known")
 
     monkeypatch.setattr(keras.applications, "ResNet50", offline)
-    monkeypatch.setitem(model.BACKBONES, "resnet50", Backbone((1, 1, 1, 1), 4, 4))
+    monkeypatch.setitem(model.BACKBONES, "resnet50", Backbone((1, 1, 1, 1), 4, 4, 4))
     with pytest.raises(UserError, match="resnet50.*not known.*--no-pretrained"):
         build_small(backbone="resnet50", weights="imagenet")

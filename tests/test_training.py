@@ -1,6 +1,4 @@
 import doctest
-import importlib.util
-import json
 import math
 import os
 import subprocess
@@ -571,11 +569,24 @@ def test_a_tiny_set_can_be_overfit():
 
 
 BACKEND_SCRIPT = """
-import json, sys
+import sys
 import keras, numpy as np
 from mtl_keras import MaskedLoss, MultiTaskTrainer, UncertaintyWeighting, build_network
+path, policy = sys.argv[1:]
+keras.config.set_dtype_policy(policy)
 rng = np.random.default_rng(0)
 network = build_network(backbone="small", image_size=(32, 64), num_classes=5)
+# At the kink of a ReLU it is rounding that decides which way the gradient goes.
+network = keras.models.clone_model(
+    network,
+    clone_function=lambda layer: keras.layers.Activation("softplus", name=layer.name)
+    if isinstance(layer, keras.layers.ReLU)
+    else layer.__class__.from_config(
+        layer.get_config() | {"activation": "softplus"}
+        if getattr(layer, "activation", None) is keras.activations.relu
+        else layer.get_config()
+    ),
+)
 network.set_weights(
     [rng.normal(0, 0.05, w.shape) if w.ndim > 1 else w for w in network.get_weights()]
 )
@@ -590,8 +601,9 @@ trainer = MultiTaskTrainer(
     UncertaintyWeighting(
         {"semantic": "softmax", "instance": "laplace", "depth": "laplace"}
     ),
+    sigma_learning_rate_factor=1.0,
 )
-trainer.compile(keras.optimizers.SGD(0.01))
+trainer.compile(keras.optimizers.SGD(0.1))
 x = rng.integers(0, 256, (4, 32, 64, 3)).astype("uint8")
 targets = {
     "semantic": rng.integers(0, 5, (4, 32, 64)).astype("int32"),
@@ -601,40 +613,52 @@ targets = {
 masks = {
     task: (rng.random((4, 32, 64)) < 0.7).astype("float32") for task in targets
 }
+before = {v.path: v.numpy() for v in trainer.variables}
 history = trainer.fit(
     x, targets, sample_weight=masks, batch_size=2, epochs=2, shuffle=False, verbose=0
 ).history
-sums = {v.path: float(np.abs(v.numpy()).sum()) for v in trainer.trainable_variables}
-print(json.dumps([keras.backend.backend(), history, sums]))
+moved = {v.path: v.numpy() - before.get(v.path, 0) for v in trainer.variables}
+logs = {f"log {name}": values for name, values in history.items()}
+np.savez(path, backend=keras.backend.backend(), **logs, **moved)
 """
 
 
 @pytest.mark.slow
-def test_tensorflow_and_jax_train_alike():
-    """The second backend may live in another environment, named in the variable
-    `OTHER_BACKEND_PYTHON`, such as `jax:/path/to/python`."""
+@pytest.mark.parametrize(
+    "policy, of_losses, of_weights",
+    [("float32", 1e-5, 2e-5), ("mixed_bfloat16", 2e-2, 0.2)],
+)
+def test_tensorflow_and_jax_train_alike(policy, of_losses, of_weights, tmp_path):
+    """From the same weights, on the same arrays, to the same losses and weights.
+
+    The second backend may live in another environment, named in the variable
+    `OTHER_BACKEND_PYTHON`, such as `jax:/path/to/python`.
+    """
     backend, python = keras.backend.backend(), sys.executable
     other = {"tensorflow": "jax", "jax": "tensorflow"}.get(backend)
     elsewhere = os.environ.get("OTHER_BACKEND_PYTHON", "")
     other_python = elsewhere.partition(":")[2] or python
-    if other is None or not (elsewhere or importlib.util.find_spec(other)):
-        pytest.skip(f"{other} is not installed")
+    if not elsewhere:
+        pytest.importorskip(other)
     results = []
     for name, executable in ((backend, python), (other, other_python)):
+        path = tmp_path / f"{name}.npz"
         completed = subprocess.run(
-            [executable, "-c", BACKEND_SCRIPT],
+            [executable, "-c", BACKEND_SCRIPT, path, policy],
             env={**os.environ, "KERAS_BACKEND": name},
             capture_output=True,
             text=True,
         )
         assert completed.returncode == 0, completed.stderr
-        found, *rest = json.loads(completed.stdout.splitlines()[-1])
-        assert found == name
-        results.append(rest)
-    (history, sums), (other_history, other_sums) = results
-    assert history.keys() == other_history.keys()
-    for name, values in history.items():
-        assert other_history[name] == pytest.approx(values, rel=1e-3), name
-    assert sums.keys() == other_sums.keys()
-    for path, value in sums.items():
-        assert other_sums[path] == pytest.approx(value, rel=1e-3, abs=1e-3), path
+        results.append(dict(np.load(path)))
+        assert results[-1].pop("backend") == name
+    found, expected = results
+    assert found.keys() == expected.keys() and len(found) > 100
+    for name, value in expected.items():
+        if policy != "float32" and name.endswith("bias"):
+            continue  # JAX on CPUs sums their gradients over the pixels in bfloat16
+        # How far each weight has moved, compared with the farthest of its array; and
+        # a few units in the last place of a weight of 1.
+        tolerance = of_losses if name.startswith("log ") else of_weights
+        atol = tolerance * np.abs(value).max() + 5e-7
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=atol, err_msg=name)

@@ -1,0 +1,46 @@
+"""The PyTorch twin of the benchmarks computes what the Keras network computes."""
+
+import keras
+import pytest
+
+from mtl_keras import model
+
+pytest.importorskip("torch", reason="the PyTorch twin needs the extra `benchmarks`")
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("the comparison takes TensorFlow's gradients", allow_module_level=True)
+
+from benchmarks import torch_twin  # noqa: E402
+from benchmarks.step_worker import TensorFlowProgram, TorchProgram  # noqa: E402
+from benchmarks.variants import Variant  # noqa: E402
+
+SIZE = (64, 128)
+BACKBONES = ["small", pytest.param("resnet101", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_equal_weights_give_equal_outputs(backbone, set_policy):
+    differences = torch_twin.compare(backbone, SIZE, "float32")
+    outputs = {what: d for what, d in differences.items() if "gradient" not in what}
+    if backbone == "resnet101":  # batch normalization of so deep a stack amplifies
+        outputs = {what: d for what, d in outputs.items() if "training" not in what}
+    assert len(outputs) >= 4
+    assert max(outputs.values()) < 1e-4, outputs
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_equal_weights_give_equal_gradients(backbone, set_policy):
+    differences = torch_twin.compare(backbone, SIZE, "float64")
+    assert any("gradient" in what for what in differences)
+    assert max(differences.values()) < 1e-5, differences
+
+
+def test_both_do_the_same_arithmetic(set_policy):
+    variant = Variant(backbone="small", image_size=(32, 64), batch_size=2)
+    counts = [P(variant).count_passes() for P in (TensorFlowProgram, TorchProgram)]
+    assert counts[0] == counts[1]
+
+
+def test_the_backbones_are_those_of_the_package():
+    for name, sizes in torch_twin.BACKBONES.items():
+        backbone = model.BACKBONES[name]
+        assert sizes == (backbone.blocks, backbone.width, backbone.head_width)
