@@ -36,6 +36,7 @@ IMAGE_SIZES = {"fashion_mnist": (28, 28), "digits": (8, 8)}
 SPLITS = {"train": "train", "val": "test"}  # ours: that of Fashion-MNIST
 NUM_VAL_DIGITS = 500
 CONNECTION_TIMEOUT = 10  # seconds
+PROBED_FILE = "t10k-labels-idx1-ubyte.gz"  # the smallest of Fashion-MNIST
 
 PICTURES_A_ROW = 10
 PICTURE_ROWS = 2
@@ -72,16 +73,19 @@ def _load_fashion_mnist(split, data_dir):
     builder = tfds.builder("fashion_mnist", data_dir=data_dir)
     try:
         if not builder.is_prepared():
-            # The download would go on trying for minutes.
-            urllib.request.urlopen(builder.URL, timeout=CONNECTION_TIMEOUT).close()
+            # Without a connection, the download would go on trying for minutes.
+            url = builder.URL + PROBED_FILE
+            urllib.request.urlopen(url, timeout=CONNECTION_TIMEOUT).close()
             builder.download_and_prepare()
     except Exception as error:  # of urllib, requests or tfds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(getattr(error, "reason", error)).split("\n")[0]
         raise UserError(
             f"Fashion-MNIST could not be downloaded ({reason}). Try again with a "
             "connection, or use --dataset digits, which needs none."
         ) from error
-    records = builder.as_dataset(SPLITS[split], batch_size=-1, shuffle_files=False)
+    records = builder.as_dataset(
+        split=SPLITS[split], batch_size=-1, shuffle_files=False
+    )
     return records["image"].numpy(), records["label"].numpy()
 
 
@@ -404,7 +408,7 @@ def plot_reconstructions(images, targets, predictions, path, class_names=None):
     num_columns = min(len(images), PICTURES_A_ROW)
     num_blocks = -(-len(images) // num_columns)
     figure = Figure(
-        figsize=(1.1 * num_columns + 0.3, (1.1 * len(pictures) + 0.3) * num_blocks),
+        figsize=(1.1 * num_columns + 0.3, (1.1 * len(pictures) + 0.4) * num_blocks),
         layout="constrained",
     )
     blocks = figure.subfigures(num_blocks, 1, squeeze=False)[:, 0]
@@ -438,7 +442,8 @@ def _describe_class(i, targets, predictions, class_names):
     predicted = int(np.argmax(predictions["class"][i]))
     if "class" not in targets or predicted == int(targets["class"][i]):
         return names[predicted], "black"
-    return f"{names[predicted]}, not {names[int(targets['class'][i])]}", WRONG_COLOR
+    true = int(targets["class"][i])
+    return f"{names[predicted]},\nnot {names[true]}", WRONG_COLOR
 
 
 def _check_choice(name, value, choices):

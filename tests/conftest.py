@@ -24,6 +24,11 @@ class NoTensorFlow(importlib.abc.MetaPathFinder):
 if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
     assert "tensorflow" not in sys.modules
     sys.meta_path.insert(0, NoTensorFlow())
+    # JAX compiles hundreds of operations that run for microseconds.
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    )
 
 import keras  # noqa: E402
 import pytest  # noqa: E402

@@ -117,6 +117,7 @@ def test_batches_of_hardly_any_pixel(size):
         np.testing.assert_allclose(found["moving_variance"], 0.9 * start, rtol=1e-6)
 
 
+@tensorflow_only
 @pytest.mark.parametrize(
     "options",
     [
@@ -133,6 +134,7 @@ def test_what_the_kernel_cannot_do_is_left_to_keras(options):
     assert_alike(build_pair(shape, **options), random_images(shape), training=True)
 
 
+@tensorflow_only
 @pytest.mark.parametrize("shape", [(7, 6), (3, 4, 6), (2, 3, 2, 4, 6)])
 def test_inputs_that_are_no_images(shape):
     assert_alike(build_pair(shape), random_images(shape), training=True)

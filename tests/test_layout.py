@@ -35,6 +35,7 @@ CORE = (
     "metrics",
     "model",
     "optimizers",
+    "small_images",
     "streets",
     "training",
 )
