@@ -1,5 +1,5 @@
 # make train   train, evaluate and export the demo           (first time: minutes)
-# make test    all tests                                     make lint   ruff
+# make test    all tests; those of the core with JAX, too    make lint   ruff
 # Both set up what they need in .venv, and do only what is missing.
 
 PYTHON ?= python3.11
@@ -11,6 +11,7 @@ train: $(RUN)/metrics.json
 
 test: .venv/installed
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
 
 lint: .venv/installed
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .

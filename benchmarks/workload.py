@@ -1,0 +1,55 @@
+"""What is measured: a training step of the network on a random batch."""
+
+import numpy as np
+
+TASKS = ("semantic", "instance", "depth")
+NUM_CLASSES = 34
+
+
+def make_batch(batch_size, image_size, seed=0):
+    """Random images, targets and masks, as `MultiTaskTrainer` takes them."""
+    rng = np.random.default_rng(seed)
+    shape = (batch_size, *image_size)
+    images = rng.integers(0, 256, (*shape, 3), "uint8")
+    targets = {
+        "semantic": rng.integers(0, NUM_CLASSES, shape, "int32"),
+        "instance": rng.normal(0, 10, (*shape, 2)).astype("float32"),
+        "depth": rng.uniform(0, 30, (*shape, 1)).astype("float32"),
+    }
+    masks = {task: (rng.random(shape) < 0.9).astype("float32") for task in TASKS}
+    return images, targets, masks
+
+
+def build_trainer(precision="float32", jit=False, **network_options):
+    """The compiled trainer: Adam, learned weighting, no metrics.
+
+    Args:
+        precision: str, the global dtype policy to set.
+        jit: whether TensorFlow compiles with XLA. JAX does in any case.
+        **network_options: for `build_network`.
+    """
+    import keras
+
+    from mtl_keras import (
+        MaskedLoss,
+        MultiTaskTrainer,
+        UncertaintyWeighting,
+        build_network,
+    )
+    from mtl_keras.optimizers import Adam
+
+    keras.config.set_dtype_policy(precision)
+    losses = {
+        "semantic": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "instance": keras.losses.MeanAbsoluteError(),
+        "depth": keras.losses.MeanAbsoluteError(),
+    }
+    trainer = MultiTaskTrainer(
+        build_network(num_classes=NUM_CLASSES, **network_options),
+        {task: MaskedLoss(loss) for task, loss in losses.items()},
+        UncertaintyWeighting(dict.fromkeys(TASKS, "mtl")),
+    )
+    jit = jit or keras.backend.backend() == "jax"
+    trainer.compile(Adam(1e-4), jit_compile=jit)
+    trainer.optimizer.build(trainer.trainable_variables)
+    return trainer
