@@ -42,17 +42,17 @@ def load_votes(run, num_frames, batch_size=10):
     """`{column: (offsets, classes, probability)}` of the first frames of the training
     split of a run, and their instance ids, all with a leading axis of frames."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from mtl_keras import data, datasets, objects, runs
+    from mtl_keras import objects, runs
     from mtl_keras.cli import TrainOptions, read_options
+    from mtl_keras.problems import open_problem
 
     options = read_options(TrainOptions, run / "options.json")
-    trainer = runs.build_trainer(options)
+    problem = open_problem(options)
+    trainer = runs.build_trainer(problem)
     runs.restore_best(trainer, run)
-    builder = datasets.prepare(options.data, options.image_size, options.tasks)
-    encoding = (options.tasks, options.label_set, batch_size)
     batches = zip(
-        data.make_dataset(builder, "train", *encoding),
-        data.load_instance_ids(builder, "train", batch_size),
+        problem.make_batches("train", batch_size),
+        problem.load_instance_ids("train", batch_size),
     )
     found = []
     for (images, _, _), ids in itertools.islice(batches, num_frames // batch_size):

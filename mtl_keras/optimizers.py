@@ -61,7 +61,7 @@ class Adam(keras.optimizers.Adam):
             var=variable.handle,
             m=self._momentums[index].value.handle,
             v=self._velocities[index].value.handle,
-            grad=gradient,
+            grad=tf.cast(gradient, "float32"),
             **learning_rate,
         )
 
