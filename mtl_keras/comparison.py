@@ -81,7 +81,11 @@ def compare_runs(root, name="", pair=(), data=""):
         table = make_sweep(pair)
         weights = [key for key in found if re.fullmatch(r"[\d.]+", key)]
         order = sorted(weights, key=float, reverse=True) + ["learned"]
-    runs = {key: found[key] for key in order if key in found}
+    runs = {
+        key: found[key]
+        for key in order
+        if key in found and _belongs(found[key], key, name, pair)
+    }
     if not runs:
         raise UserError(
             f"{root} holds no finished run of this {'table' if name else 'sweep'}; "
@@ -305,6 +309,14 @@ def _all(runs):
 
 def _count_tasks(directory):
     return len(read_options(TrainOptions, directory / "options.json").tasks)
+
+
+def _belongs(seeds, key, name, pair):
+    """Whether the runs of a row are of this table or sweep: names occur in several."""
+    options = [read_options(TrainOptions, d / "options.json") for d in seeds.values()]
+    if name:
+        return all(each.recipe == f"{name}/{key}" for each in options)
+    return all(set(each.tasks) <= set(pair) for each in options)
 
 
 def _read_scores(seeds, table):

@@ -158,6 +158,8 @@ def test_nothing_to_compare(tmp_path):
     with pytest.raises(UserError, match="no finished run of this table.*train.py"):
         comparison.compare_runs(tmp_path, "B")
     write_runs(tmp_path, "--table A", SCORES, CONSTANTS)
+    with pytest.raises(UserError, match="no finished run of this table"):
+        comparison.compare_runs(tmp_path, "B")  # has rows of the same names
     with pytest.raises(UserError, match="no finished run of this sweep"):
         comparison.compare_runs(tmp_path / "all-seed0", pair=("semantic", "depth"))
 

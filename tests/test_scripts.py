@@ -245,3 +245,76 @@ def test_damaged_checkpoints_are_explained(place, street_tree):
         path.write_bytes(b"")
     arguments = ["--data", street_tree, "--output", "damaged", *TINY, "--resume"]
     assert "latest.weights.h5 is damaged" in fail("train", *arguments, cwd=place[0])
+
+
+QUICK = ("--dataset", "digits", "--epochs", "2", "--train-frames", "128")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A working directory in which table C was killed in its third row and then
+    finished, and the contents of its finished rows when it was killed."""
+    place = tmp_path_factory.mktemp("digits")
+    process = start("train", "--table", "C", *QUICK, "--output", "C", cwd=place)
+    while not (place / "C" / "reconstruction-seed0" / "result.json").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    killed = {
+        path.parent: snapshot(path.parent)
+        for path in (place / "C").glob("*/result.json")
+    }
+    succeed("train", "--table", "C", *QUICK, "--output", "C", cwd=place)
+    return place, killed
+
+
+def test_an_interrupted_table_goes_on(digits):
+    place, killed = digits
+    assert 2 <= len(killed) < 6
+    for directory, contents in killed.items():
+        assert snapshot(directory) == contents  # finished rows are left as they are
+    assert len([*(place / "C").glob("*-seed0/result.json")]) == 6
+
+
+def test_a_table_is_compared_with_the_published_one(digits):
+    place, _ = digits
+    output = succeed("evaluate", "C", "--table", "C", cwd=place)
+    assert "scikit-learn's digits (not Fashion-MNIST)" in output
+    assert "| all | learned / learned |" in output and "90.2 / 0.075" in output
+    for name in ("table.md", "table.csv", "table.png", "sigmas.png"):
+        assert (place / "C" / name).stat().st_size > 0, name
+
+
+def test_a_row_has_the_scores_of_its_last_checkpoint(digits):
+    """The table shows what evaluate.py finds, here where the last is the best."""
+    place, _ = digits
+    run = place / "C" / "all-seed0"
+    last = run / "checkpoints" / "last" / "latest.weights.h5"
+    shutil.copy(last, run / "checkpoints" / "best.weights.h5")
+    output = succeed("evaluate", "C/all-seed0", cwd=place)
+    assert "digits, split val, 500 frames" in output
+    metrics = json.loads((run / "metrics.json").read_text())["metrics"]
+    result = json.loads((run / "result.json").read_text())
+    for name, value in metrics.items():
+        assert result[name] == pytest.approx(value, rel=1e-5), name
+    assert (run / "figures" / "val.png").stat().st_size > 0
+
+
+def test_a_sweep_leads_from_one_task_to_the_other(place, street_tree):
+    arguments = ("--sweep", "semantic,depth", "--points", "2", "--backbone", "small")
+    arguments += ("--no-pretrained", "--data", street_tree, "--output", "sweep", *TINY)
+    succeed("train", *arguments, cwd=place[0])
+    output = succeed("evaluate", "sweep", "--sweep", "semantic,depth", cwd=place[0])
+    assert "on Cityscapes" in output and "| learned | learned / learned |" in output
+    assert (place[0] / "sweep" / "table.png").stat().st_size > 0
+
+
+def test_mistakes_about_tables_are_explained(digits):
+    place, _ = digits
+    message = fail("train", "--table", "C", "--tasks", "class", cwd=place)
+    assert "--tasks is set by the rows of the table" in message
+    message = fail("evaluate", "C", "--table", "A", cwd=place)
+    assert "C holds no finished run of this table" in message
+    message = fail("evaluate", "C/all-seed0", "--instances", cwd=place)
+    assert "--instances is about street scenes" in message
