@@ -62,6 +62,7 @@ def evaluate(options, directory):
     trainer = runs.build_trainer(problem)
     runs.restore_best(trainer, directory)
     num_frames = problem.count_frames(options.split)
+    batch_size = min(options.batch_size, num_frames)
 
     score = metrics.SplitScore(problem.make_metrics())
     constant_score = metrics.SplitScore(problem.make_metrics())
@@ -70,7 +71,7 @@ def evaluate(options, directory):
     maps = directory / "predictions" / options.split
     true_ids, object_score = itertools.repeat(None), None
     if options.instances:
-        true_ids = problem.load_instance_ids(options.split, options.batch_size)
+        true_ids = problem.load_instance_ids(options.split, batch_size)
         object_score = objects.ObjectScore(
             num_frames,
             trained.label_set,
@@ -79,7 +80,7 @@ def evaluate(options, directory):
             maps / "instances" if options.predictions else None,
         )
         object_gallery = ObjectGallery(num_frames)
-    batches = zip(problem.make_batches(options.split, options.batch_size), true_ids)
+    batches = zip(problem.make_batches(options.split, batch_size), true_ids)
     ids = problem.load_ids(options.split)
     done = 0
     with (
@@ -88,7 +89,7 @@ def evaluate(options, directory):
     ):
         for (images, targets, masks), instance_ids in batches:
             names = ids[done : done + len(images)]
-            predictions = trainer.network.predict_on_batch(images)
+            predictions = runs.predict_batch(trainer.network, images, batch_size)
             score.update(targets, predictions, masks)
             constant_score.update(targets, predictor.predict(targets), masks)
             gallery.add(images, targets, masks, predictions)

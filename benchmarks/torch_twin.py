@@ -23,7 +23,7 @@ from torch import nn
 
 from benchmarks.machine import describe
 from benchmarks.tables import make_table, write_results
-from benchmarks.workload import TASKS, build_trainer, make_batch
+from benchmarks.workload import TASKS, build_trainer, make_batch, randomize
 from mtl_keras.cli import parse_size
 
 # As `mtl_keras.model.BACKBONES`, which needs Keras.
@@ -289,22 +289,6 @@ def compare(backbone, image_size, precision, batch_size=2):
     }
     worst = max(by_kernel, key=by_kernel.get)
     return {**differences, worst: by_kernel[worst]}
-
-
-def randomize(network, seed=0):
-    """Weights under which every layer matters: nothing dies and nothing explodes."""
-    rng = np.random.default_rng(seed)
-    for variable in network.weights:
-        if variable.name == "moving_variance":
-            values = rng.uniform(0.5, 2.0, variable.shape)
-        elif variable.name == "gamma":
-            values = rng.uniform(0.5, 1.0, variable.shape)
-        elif len(variable.shape) == 1:
-            values = rng.normal(0, 0.1, variable.shape)
-        else:
-            fan_in = np.prod(variable.shape[:-1])
-            values = rng.normal(0, fan_in**-0.5, variable.shape)
-        variable.assign(values.astype("float32"))
 
 
 def _difference(value, twin):

@@ -53,3 +53,19 @@ def build_trainer(precision="float32", jit=False, **network_options):
     trainer.compile(Adam(1e-4), jit_compile=jit)
     trainer.optimizer.build(trainer.trainable_variables)
     return trainer
+
+
+def randomize(network, seed=0):
+    """Weights under which every layer matters: nothing dies and nothing explodes."""
+    rng = np.random.default_rng(seed)
+    for variable in network.weights:
+        if variable.name == "moving_variance":
+            values = rng.uniform(0.5, 2.0, variable.shape)
+        elif variable.name == "gamma":
+            values = rng.uniform(0.5, 1.0, variable.shape)
+        elif len(variable.shape) == 1:
+            values = rng.normal(0, 0.1, variable.shape)
+        else:
+            fan_in = np.prod(variable.shape[:-1])
+            values = rng.normal(0, fan_in**-0.5, variable.shape)
+        variable.assign(values.astype("float32"))

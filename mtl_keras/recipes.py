@@ -159,7 +159,7 @@ TABLES = {
         "Classification and reconstruction",
         "fashion",
         # The 1297 digits are learned by heart, and cross entropy falls to 0: with a
-        # faster s the weight of the class grows without bound (docs/RESULTS.md).
+        # faster s the weight of the class grows without bound.
         {
             "learning_rate": 5e-3,
             "schedule": "cosine",

@@ -363,6 +363,14 @@ def load_checkpoint(trainer, path):
         ) from error
 
 
+def predict_batch(network, images, batch_size):
+    """Predicts a batch by task; a last, smaller one is filled up to `batch_size` and
+    cut again, since the network would be traced anew for its size."""
+    filled = np.resize(images, (batch_size, *images.shape[1:]))
+    predictions = network.predict_on_batch(filled)
+    return {task: maps[: len(images)] for task, maps in predictions.items()}
+
+
 def load_constant_predictor(problem, directory):
     """The constant predictor that training left in the run directory."""
     path = pathlib.Path(directory) / "constant.json"

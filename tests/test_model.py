@@ -4,6 +4,7 @@ import pytest
 from gradients import value_and_gradients
 from keras import ops
 
+from benchmarks.workload import randomize
 from mtl_keras import model
 from mtl_keras.errors import UserError
 from mtl_keras.model import (
@@ -47,22 +48,6 @@ def signature(network):
         for layer in network.layers
         if layer.weights
     ]
-
-
-def randomize(network, seed=0):
-    """Weights under which every layer matters: nothing dies and nothing explodes."""
-    rng = np.random.default_rng(seed)
-    for variable in network.variables:
-        if variable.name == "moving_variance":
-            values = rng.uniform(0.5, 2.0, variable.shape)
-        elif variable.name == "gamma":
-            values = rng.uniform(0.5, 1.0, variable.shape)
-        elif len(variable.shape) == 1:
-            values = rng.normal(0, 0.1, variable.shape)
-        else:
-            fan_in = np.prod(variable.shape[:-1])
-            values = rng.normal(0, (1 / fan_in) ** 0.5, variable.shape)
-        variable.assign(values.astype("float32"))
 
 
 def assert_close(actual, expected, tolerance):

@@ -383,3 +383,15 @@ def test_jit_is_on_where_it_pays(monkeypatch, capsys):
         )
         assert runs.choose_jit(TrainOptions(jit="auto")) is expected
         assert device[:3] in capsys.readouterr().out
+
+
+def test_a_last_batch_is_predicted_without_another_trace(set_policy):
+    network = build_trainer(make_options("x", tasks=("depth",))).network
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 64, 3), "uint8")
+    whole = runs.predict_batch(network, images, 5)["depth"]
+    first = runs.predict_batch(network, images[:3], 3)["depth"]
+    traces = network.predict_function.experimental_get_tracing_count()
+    last = runs.predict_batch(network, images[3:], 3)["depth"]
+    assert network.predict_function.experimental_get_tracing_count() == traces
+    assert last.shape == (2, 32, 64, 1)
+    np.testing.assert_allclose(np.concatenate([first, last]), whole, atol=1e-4)
