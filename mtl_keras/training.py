@@ -129,6 +129,12 @@ class MultiTaskTrainer(keras.Model):
             )
         super().compile(optimizer=optimizer, **kwargs)
 
+    def make_train_function(self, force=False):
+        # Variables that appear while a step is traced make TensorFlow trace it twice.
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):

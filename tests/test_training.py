@@ -662,3 +662,19 @@ def test_tensorflow_and_jax_train_alike(policy, of_losses, of_weights, tmp_path)
         tolerance = of_losses if name.startswith("log ") else of_weights
         atol = tolerance * np.abs(value).max() + 5e-7
         np.testing.assert_allclose(found[name], value, rtol=0, atol=atol, err_msg=name)
+
+
+@tensorflow_only
+def test_a_step_is_traced_once():
+    """Tracing takes most of the first seconds of a run."""
+    traced = []
+
+    class Loss(keras.losses.MeanSquaredError):
+        def __call__(self, *args, **kwargs):
+            traced.append(self.name)
+            return super().__call__(*args, **kwargs)
+
+    trainer = build_trainer(tasks=("height",), losses={"height": Loss()})
+    trainer.compile("adam")
+    trainer.fit(np.ones((8, 6)), {"height": np.ones((8, 1))}, batch_size=4, verbose=0)
+    assert len(traced) == 1
