@@ -48,7 +48,7 @@ def make_training_dataset(
             record = flip_record(record, tf.random.stateless_uniform([], draw) < 0.5)
         return encode_record(record, tasks, label_set)
 
-    return (
+    return without_autotuning(
         records.shuffle(buffer_size, seed=seed)
         .repeat()
         .enumerate()
@@ -65,7 +65,7 @@ def make_dataset(builder, split, tasks, label_set, batch_size, num_frames=None):
     Arguments and elements are those of `make_training_dataset`.
     """
     records, _ = _load_records(builder, split, num_frames)
-    return (
+    return without_autotuning(
         records.map(
             lambda record: encode_record(record, tasks, label_set),
             num_parallel_calls=tf.data.AUTOTUNE,
@@ -73,6 +73,18 @@ def make_dataset(builder, split, tasks, label_set, batch_size, num_frames=None):
         .batch(batch_size)
         .prefetch(4)
     )
+
+
+def without_autotuning(dataset):
+    """The data set with the parallelism that it starts with, a thread a core.
+
+    The thread that tunes sleeps between two looks, twice as long each time and up to
+    a minute, and an iterator is not let go before it wakes: the end of every run
+    would wait for it (seen in TensorFlow 2.21).
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def load_ids(builder, split):
@@ -85,7 +97,7 @@ def load_instance_ids(builder, split, batch_size):
     """Yields the instance ids of the batches of `make_dataset`, `(batch, H, W)`."""
     only = tfds.decode.PartialDecoding({"instance": builder.info.features["instance"]})
     records = builder.as_dataset(split, decoders=only, shuffle_files=False)
-    for record in records.batch(batch_size).as_numpy_iterator():
+    for record in without_autotuning(records.batch(batch_size)).as_numpy_iterator():
         yield record["instance"][..., 0]
 
 

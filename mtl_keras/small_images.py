@@ -154,6 +154,8 @@ def make_dataset(images, labels, tasks, batch_size):
 def _gather_batches(order, images, labels, tasks):
     import tensorflow as tf
 
+    from mtl_keras.data import without_autotuning
+
     images, labels = tf.constant(images, tf.uint8), tf.constant(labels, tf.int32)
 
     def gather(index):
@@ -172,7 +174,7 @@ def _gather_batches(order, images, labels, tasks):
             {task: masks[task] for task in tasks},
         )
 
-    return order.map(gather).prefetch(4)
+    return without_autotuning(order.map(gather).prefetch(4))
 
 
 def build_small_network(image_size, num_classes=NUM_CLASSES, tasks=TASKS):
