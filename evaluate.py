@@ -7,6 +7,7 @@ python evaluate.py --table A                  # what train.py --table A has trai
 """
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -17,10 +18,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from mtl_keras.cli import (  # noqa: E402
     EvaluateOptions,
     TrainOptions,
+    differing_options,
     parse_options,
     read_options,
     run_script,
 )
+from mtl_keras.errors import UserError  # noqa: E402
 
 
 def main():
@@ -35,15 +38,24 @@ def compare(options):
     """Prints and draws the comparison of the runs of a table or sweep."""
     from mtl_keras import comparison, tables
 
+    single = dataclasses.replace(
+        EvaluateOptions(), run=options.run, table=options.table, sweep=options.sweep
+    )
+    for flag in differing_options(single, options):
+        raise UserError(f"{flag} is about a single run; leave it out.")
+    if options.table and options.sweep:
+        raise UserError("--table and --sweep are two comparisons; give one of them.")
     root = tables.find_root(options.table, options.sweep, options.run)
-    found = comparison.compare_runs(root, options.table, options.sweep, options.data)
+    found = comparison.compare_runs(root, options.table, options.sweep)
     markdown = comparison.format_comparison(found)
     (root / "table.md").write_text(markdown)
     comparison.write_csv(found, root / "table.csv")
     plot = comparison.plot_bars if options.table else comparison.plot_sweep
     plot(found, root / "table.png")
-    comparison.plot_trajectories(found, root / "sigmas.png")
-    print(f"{markdown}\nAlso in {root}: table.csv, table.png and sigmas.png.")
+    files = ["table.md", "table.csv", "table.png"]
+    if comparison.plot_trajectories(found, root / "sigmas.png"):
+        files.append("sigmas.png")
+    print(f"{markdown}\nAlso in {root}: {', '.join(files)}.")
 
 
 def evaluate(options, directory):

@@ -68,6 +68,13 @@ def parse_recipe(text):
     return text
 
 
+def parse_path(text):
+    """A path; an empty one may come from a variable that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text
+
+
 def parse_weights(text):
     """`"semantic=0.8,depth=0.2"` to `{"semantic": 0.8, "depth": 0.2}`."""
     weights = {}
@@ -172,7 +179,9 @@ class TrainOptions:
         choices=tuple(DATASETS),
     )
     data: str = _option(
-        "", "unpacked Cityscapes tree (default: the built-in rendered streets)", str
+        "",
+        "unpacked Cityscapes tree (default: the built-in rendered streets)",
+        parse_path,
     )
     train_frames: int = _option(
         0,
@@ -180,7 +189,7 @@ class TrainOptions:
         "(default: all)",
         _positive(int),
     )
-    output: str = _option("", "run directory (default: runs/RECIPE)", str)
+    output: str = _option("", "run directory (default: runs/RECIPE)", parse_path)
     tasks: tuple = _option(SCENE_TASKS, "comma-separated tasks to train", parse_tasks)
     weighting: str = _option(
         "learned", "how the losses are added up", choices=("learned", "fixed")
@@ -309,14 +318,14 @@ class EvaluateOptions:
         "",
         "run directory that train.py wrote, with --table and --sweep the directory of "
         "the runs (default: runs/demo, the only one in runs/ of this table or sweep)",
-        str,
+        parse_path,
     )
     table: str = _option(
         "", "compare the runs of train.py --table", choices=tuple(TABLES)
     )
     sweep: tuple = _option((), "compare the runs of train.py --sweep", parse_task_pair)
     data: str = _option(
-        "", "Cityscapes tree to evaluate on (default: the run's data)", str
+        "", "Cityscapes tree to evaluate on (default: the run's data)", parse_path
     )
     split: str = _option("val", "split to evaluate on", str)
     batch_size: int = _option(16, "frames at a time", _positive(int))

@@ -13,10 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from mtl_keras.cli import TrainOptions, read_options
+from mtl_keras.cli import TrainOptions, differing_options, read_options
 from mtl_keras.errors import UserError
-from mtl_keras.metrics import SplitScore
-from mtl_keras.problems import open_problem
 from mtl_keras.recipes import TABLES, Table
 from mtl_keras.report import COLUMNS, TASK_COLORS, format_table, plain_log_ticks
 from mtl_keras.runs import read_history
@@ -31,46 +29,52 @@ KIND_COLORS = {
 }
 
 
+# What the rows of a table or sweep may differ in, and the runs of a row.
+OWN_OPTIONS = ("recipe", "output", "resume", "seed")
+OWN_OPTIONS += ("tasks", "weighting", "task_weights", "likelihoods")
+
+
 class Score(NamedTuple):
-    """Mean and standard deviation over seeds (0 for a single one)."""
+    """Mean and standard deviation (`None` of a single run) over the runs of a row."""
 
     mean: float
-    std: float
+    std: float | None
+    count: int
 
 
 @dataclasses.dataclass
 class Comparison:
     """A table or sweep as far as it is trained.
 
-    `runs` holds by row and seed the run directories, `scores` by row and metric
-    the `Score` in the units of the columns; `constants` by metric what the constant
-    predictor reaches, `published` by publication and row a value or `None` for each
-    metric.
+    `runs` holds by row and seed the run directories, `diverged` by row the number of
+    runs that came to nothing, `scores` by row and metric the `Score` in the units of
+    the columns; `constants` by metric what the constant predictor reaches,
+    `published` by publication and row a value or `None` for each metric.
     """
 
     title: str
     table: Table
     options: TrainOptions
     runs: dict
+    diverged: dict
     scores: dict
     constants: dict
     published: dict
 
 
-def compare_runs(root, name="", pair=(), data=""):
+def compare_runs(root, name="", pair=()):
     """Reads the finished runs of a table or a sweep.
 
     Args:
         root: directory of the runs.
         name: str, a key of `TABLES`, or empty for a sweep.
         pair: the two tasks of a sweep.
-        data: optional Cityscapes tree for the constant predictor, if it has moved.
 
     Returns:
         A `Comparison`.
 
     Raises:
-        UserError: if no run is finished.
+        UserError: if no run is finished, or if the runs were trained differently.
     """
     root = pathlib.Path(root)
     found = list_runs(root)
@@ -81,27 +85,29 @@ def compare_runs(root, name="", pair=(), data=""):
         table = make_sweep(pair)
         weights = [key for key in found if re.fullmatch(r"[\d.]+", key)]
         order = sorted(weights, key=float, reverse=True) + ["learned"]
-    runs = {
-        key: found[key]
-        for key in order
-        if key in found and _belongs(found[key], key, name, pair)
-    }
+    runs, options = {}, None
+    for key in order:
+        for seed, directory in found.get(key, {}).items():
+            trained = read_options(TrainOptions, directory / "options.json")
+            if not _belongs(trained, key, name, pair):
+                continue
+            options = options or trained
+            _check_alike(root, directory, options, trained)
+            runs.setdefault(key, {})[seed] = directory
     if not runs:
         raise UserError(
             f"{root} holds no finished run of this {'table' if name else 'sweep'}; "
             "train some with train.py first."
         )
-    options = read_options(
-        TrainOptions, max(_all(runs), key=_count_tasks) / "options.json"
-    )
     title = f"Table {name}, {table.title}" if name else table.title
     return Comparison(
         title=f"{title}, {_describe_data(options)}",
         table=table,
         options=options,
         runs=runs,
+        diverged={key: _count_diverged(root, key) for key in order},
         scores={key: _read_scores(seeds, table) for key, seeds in runs.items()},
-        constants=_score_constant_predictor(runs, table, data),
+        constants=_read_constants(runs, table),
         published=find_published(name, pair),
     )
 
@@ -111,13 +117,13 @@ def format_comparison(comparison):
     table, options = comparison.table, comparison.options
     headers = [_header(metric) for metric in table.metrics]
     tasks = _tasks(table)
-    columns = ["row", " / ".join(tasks), *headers]
+    columns = ["row", f"weights of {' / '.join(tasks)}", "runs", *headers]
     columns += [f"{name}: {' / '.join(headers)}" for name in comparison.published]
     rows = []
     for key in _row_names(comparison):
         scores = comparison.scores.get(key, {})
         rows.append(
-            [key, _describe_weights(comparison, key)]
+            [key, _describe_weights(comparison, key), _describe_count(comparison, key)]
             + [_format_score(comparison, metric, scores) for metric in table.metrics]
             + [
                 " / ".join("–" if v is None else f"{v:g}" for v in source["rows"][key])
@@ -128,19 +134,31 @@ def format_comparison(comparison):
         )
     constants = [comparison.constants.get(metric) for metric in table.metrics]
     rows.append(
-        ["constant predictor", ""]
+        ["constant predictor", "", ""]
         + [f"{c:.4g}" if c is not None else "" for c in constants]
+        + [""] * len(comparison.published)
     )
-    seeds = sorted({len(seeds) for seeds in comparison.runs.values()})
+    counts = {len(seeds) for seeds in comparison.runs.values()}
+    ours = "the score"
+    if max(counts) > 1:
+        ours = "mean ± standard deviation over runs with different seeds,"
     text = [
         f"**{comparison.title}**",
         format_table(rows, columns),
-        f"Ours: mean ± standard deviation of {' to '.join(map(str, seeds))} seeds "
-        f"after the last step, on the val split; {_describe_training(options)}. Bold: "
-        "no more than one standard deviation from the best (that of the two rows "
-        "pooled).",
+        f"Ours: {ours} after the last step, on the val split. Bold: the best of a "
+        "column, and what is no more than one standard deviation (that of the two "
+        f"rows, pooled) away from it. {_describe_training(options)}",
     ]
-    text += [f"{name}: {s['source']}." for name, s in comparison.published.items()]
+    if any(_uses_laplace(row) for row in table.rows.values()):
+        text.append(
+            "all-laplace is ours: as all, with the Laplace likelihood, that of an "
+            "absolute error, in place of the published one for the other tasks than "
+            f"{tasks[0]}."
+        )
+    text += [
+        " ".join([f"{name}: {source['source']}.", source.get("note", "")]).strip()
+        for name, source in comparison.published.items()
+    ]
     return "\n\n".join(text) + "\n"
 
 
@@ -150,14 +168,14 @@ def write_csv(comparison, path):
         writer = csv.writer(file)
         sources = comparison.published
         writer.writerow(
-            ["row", "metric", "mean", "std", "seeds", "constant predictor", *sources]
+            ["row", "metric", "mean", "std", "runs", "diverged"]
+            + ["constant predictor", *sources]
         )
         for key in _row_names(comparison):
             for i, metric in enumerate(comparison.table.metrics):
-                score = comparison.scores.get(key, {}).get(metric, ("", ""))
+                score = comparison.scores.get(key, {}).get(metric, Score("", "", 0))
                 writer.writerow(
-                    [key, _header(metric), *score]
-                    + [len(comparison.runs.get(key, ()))]
+                    [key, _header(metric), *score, comparison.diverged.get(key, 0)]
                     + [comparison.constants.get(metric, "")]
                     + [
                         source["rows"].get(key, {i: ""})[i]
@@ -184,7 +202,7 @@ def plot_bars(comparison, path):
                 axis.barh(
                     place,
                     score.mean,
-                    xerr=score.std or None,
+                    xerr=score.std,
                     color=KIND_COLORS[_kind(table.rows[key])],
                     error_kw={"elinewidth": 1, "capsize": 2},
                 )
@@ -220,7 +238,7 @@ def plot_sweep(comparison, path):
         axis.errorbar(
             [weight for weight, _ in points],
             [score.mean for _, score in points],
-            [score.std for _, score in points],
+            [score.std or 0 for _, score in points],
             fmt="o-",
             color=color,
             capsize=2,
@@ -230,8 +248,8 @@ def plot_sweep(comparison, path):
         if learned:
             axis.axhline(learned.mean, color="black", ls="--", label="learned weights")
             axis.axhspan(
-                learned.mean - learned.std,
-                learned.mean + learned.std,
+                learned.mean - (learned.std or 0),
+                learned.mean + (learned.std or 0),
                 color="black",
                 alpha=0.12,
                 lw=0,
@@ -295,28 +313,38 @@ def plot_trajectories(comparison, path):
 
 
 def _row_names(comparison):
-    """All rows, trained or not; those of a sweep by their weight."""
-    names = [*(comparison.table.rows | comparison.runs)]
-    if "learned" in names:
-        names.remove("learned")
-        names = sorted(names, key=float, reverse=True) + ["learned"]
-    return names
+    """The rows of a table, trained or not; those of a sweep that are trained or
+    published, by their weight."""
+    if "learned" not in comparison.table.rows:
+        return [*comparison.table.rows]
+    names = set(comparison.runs)
+    for source in comparison.published.values():
+        names |= set(source["rows"])
+    return sorted(names - {"learned"}, key=float, reverse=True) + ["learned"]
 
 
-def _all(runs):
-    return [directory for seeds in runs.values() for directory in seeds.values()]
-
-
-def _count_tasks(directory):
-    return len(read_options(TrainOptions, directory / "options.json").tasks)
-
-
-def _belongs(seeds, key, name, pair):
-    """Whether the runs of a row are of this table or sweep: names occur in several."""
-    options = [read_options(TrainOptions, d / "options.json") for d in seeds.values()]
+def _belongs(options, key, name, pair):
+    """Whether a run is of this table or sweep: names of rows occur in several."""
     if name:
-        return all(each.recipe == f"{name}/{key}" for each in options)
-    return all(set(each.tasks) <= set(pair) for each in options)
+        return options.recipe == f"{name}/{key}"
+    return set(options.tasks) <= set(pair)
+
+
+def _check_alike(root, directory, first, options):
+    differing = differing_options(first, options, ignored=OWN_OPTIONS)
+    if differing:
+        changes = ", ".join(
+            f"{flag} {new} in {directory.name} and {old} in others"
+            for flag, (old, new) in differing.items()
+        )
+        raise UserError(
+            f"The runs in {root} were trained differently ({changes}), which makes no "
+            "comparison; move those of one kind to another directory."
+        )
+
+
+def _count_diverged(root, key):
+    return len(list(root.glob(f"{key}-seed*/diverged.txt")))
 
 
 def _read_scores(seeds, table):
@@ -332,28 +360,18 @@ def _read_scores(seeds, table):
             if metric in result
         ]
         if values:
-            std = statistics.stdev(values) if len(values) > 1 else 0.0
-            scores[metric] = Score(statistics.mean(values), std)
+            std = statistics.stdev(values) if len(values) > 1 else None
+            scores[metric] = Score(statistics.mean(values), std, len(values))
     return scores
 
 
-def _score_constant_predictor(runs, table, data):
+def _read_constants(runs, table):
     """What the constant predictor of the runs reaches, `{metric: float}`."""
     found = {}
-    for directory in sorted(_all(runs), key=_count_tasks, reverse=True):
-        options = read_options(TrainOptions, directory / "options.json")
-        if set(_tasks(table)) <= set(task.split("/")[0] for task in found):
-            break
-        path = directory / "constant_result.json"
-        if not path.exists():
-            problem = open_problem(options, data)
-            values = json.loads((directory / "constant.json").read_text())
-            predictor = problem.load_constant_predictor(values)
-            score = SplitScore(problem.make_metrics())
-            for _, targets, masks in problem.make_batches("val", 16):
-                score.update(targets, predictor.predict(targets), masks)
-            path.write_text(json.dumps(score.results(), indent=2) + "\n")
-        found |= json.loads(path.read_text())
+    for seeds in runs.values():
+        for directory in seeds.values():
+            path = directory / "constant_result.json"
+            found |= json.loads(path.read_text()) if path.exists() else {}
     return {m: found[m] * COLUMN_OF[m][1] for m in table.metrics if m in found}
 
 
@@ -361,7 +379,8 @@ def _is_near_best(comparison, metric, score):
     scores = [row[metric] for row in comparison.scores.values() if metric in row]
     pick = max if metric in HIGHER_IS_BETTER else min
     best = pick(scores, key=lambda s: s.mean)
-    pooled = ((best.std**2 + score.std**2) / 2) ** 0.5
+    squares = sum((s.count - 1) * (s.std or 0) ** 2 for s in (best, score))
+    pooled = (squares / max(best.count + score.count - 2, 1)) ** 0.5
     return abs(score.mean - best.mean) <= pooled
 
 
@@ -369,8 +388,16 @@ def _format_score(comparison, metric, scores):
     if metric not in scores:
         return ""
     score = scores[metric]
-    text = f"{score.mean:.4g} ± {score.std:.2g}" if score.std else f"{score.mean:.4g}"
+    text = f"{score.mean:.4g}"
+    if score.std is not None:
+        text += f" ± {score.std:.2g}"
     return f"**{text}**" if _is_near_best(comparison, metric, score) else text
+
+
+def _describe_count(comparison, key):
+    text = str(len(comparison.runs.get(key, ())) or "")
+    diverged = comparison.diverged.get(key)
+    return f"{text} ({diverged} diverged)".strip() if diverged else text
 
 
 def _describe_weights(comparison, key):
@@ -396,16 +423,26 @@ def _describe_data(options):
     return "on rendered streets (not Cityscapes)"
 
 
+def _uses_laplace(row):
+    return "laplace" in row.get("likelihoods", {}).values()
+
+
 def _describe_training(options):
-    frames = (
-        f"{options.train_frames} training images"
-        if options.train_frames
-        else "all training images"
-    )
+    images = f"{options.train_frames or 'all'} training images"
+    network = ""
     if options.dataset == "scenes":
-        frames += ", {}x{} pixels, {}".format(*options.image_size, options.backbone)
+        images += " of {}x{} pixels".format(*options.image_size)
+        start = "ImageNet" if options.pretrained else "random"
+        network = (
+            f"the network {options.architecture} with the backbone {options.backbone} "
+            f"and {start} weights at the start; "
+        )
     length = f"{options.steps} steps" if options.steps else f"{options.epochs} epochs"
-    return f"{frames}, {length} of {options.batch_size}"
+    return (
+        f"All rows alike: {images}; {network}{length}, batches of "
+        f"{options.batch_size}, {options.optimizer}, learning rate "
+        f"{options.learning_rate:g}, {options.schedule}."
+    )
 
 
 def _kind(row):

@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class DivergenceError(UserError):
     """The loss of a run is no longer finite."""
+
+
+class BusyError(UserError):
+    """Another process is at work on the same run."""

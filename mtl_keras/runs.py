@@ -2,15 +2,17 @@
 
 options.json     the options of train.py
 checkpoints/     best.weights.h5, and last/ to go on from
-result.json      the scores after the last step
+result.json      the scores after the last step; diverged.txt if there are none
 history.csv      losses, metrics, sigmas and weights by epoch
 tensorboard/     the same for TensorBoard
-constant.json    the constant predictor of the training split
+constant.json    the constant predictor of the training split, and its scores
+lock             held by the process that trains
 figures/  saved_model/  metrics.json  table.md
 """
 
 import contextlib
 import csv
+import fcntl
 import json
 import math
 import pathlib
@@ -26,8 +28,9 @@ from mtl_keras.cli import (
     read_options,
     write_options,
 )
-from mtl_keras.errors import DivergenceError, UserError
+from mtl_keras.errors import BusyError, DivergenceError, UserError
 from mtl_keras.losses import FixedWeighting, UncertaintyWeighting
+from mtl_keras.metrics import SplitScore
 from mtl_keras.optimizers import Adam
 from mtl_keras.recipes import DATASETS
 from mtl_keras.report import ProgressReport
@@ -64,19 +67,11 @@ def check_evaluation(options, trained):
             )
 
 
-def claim_directory(options, epochs):
-    """Makes the run directory, or finds out whether to go on in it.
-
-    Args:
-        options: `TrainOptions`.
-        epochs: int. The epochs that the options ask for.
-
-    Returns:
-        The directory as a `pathlib.Path`.
+def check_directory(options):
+    """The run directory, which need not exist yet.
 
     Raises:
-        UserError: if it holds a run with other options, or an unfinished run that
-            was not asked to be resumed, or something else.
+        UserError: if it holds a run with other options, or something else.
     """
     directory = pathlib.Path(options.output or f"runs/{options.recipe}")
     path = directory / "options.json"
@@ -92,25 +87,56 @@ def claim_directory(options, epochs):
                 f"{directory} holds a run with other options ({changes}); choose "
                 "another --output or remove that directory."
             )
-        _repair_last_checkpoint(directory)
-        if not (options.resume or is_trained(directory, epochs)):
-            raise UserError(
-                f"{directory} holds an unfinished run; go on with --resume, choose "
-                "another --output or remove that directory."
-            )
-        return directory
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(
             f"{directory} exists and is no run of train.py; choose another --output."
         )
+    return directory
+
+
+@contextlib.contextmanager
+def claim_directory(options, epochs):
+    """Makes the run directory, or finds out whether to go on in it, and keeps other
+    processes out of it.
+
+    Args:
+        options: `TrainOptions`.
+        epochs: int. The epochs that the options ask for.
+
+    Yields:
+        The directory as a `pathlib.Path`.
+
+    Raises:
+        UserError: for an unfinished run that was not asked to be resumed, or as
+            `check_directory` does.
+        BusyError: if another process trains this run.
+    """
+    directory = check_directory(options)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_options(options, path)
+        if not (directory / "options.json").exists():
+            write_options(options, directory / "options.json")
+        lock = open(directory / "lock", "w")
     except OSError as error:
         raise UserError(
             f"{directory} cannot be written ({error}); choose another --output."
         ) from error
-    return directory
+    with lock:  # the end of the process, however it ends, lets go of it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(
+                f"{directory} is being trained by another process; wait for it, or "
+                "choose another --output."
+            ) from error
+        _repair_last_checkpoint(directory)
+        is_begun = (directory / "checkpoints").exists()
+        if is_begun and not (options.resume or is_trained(directory, epochs)):
+            raise UserError(
+                f"{directory} holds an unfinished run; go on with --resume, choose "
+                "another --output or remove that directory."
+            )
+        yield directory
 
 
 def _repair_last_checkpoint(directory):
@@ -281,11 +307,14 @@ def explain_divergence(directory):
     except RuntimeError as error:
         if "NaN or Inf loss" not in str(error):
             raise
-        raise DivergenceError(
+        message = (
             f"The loss of {directory} became infinite or NaN after epoch "
             f"{finished_epochs(directory)}; train again with a lower "
-            "--learning-rate. The checkpoints before that are kept."
-        ) from error
+            "--learning-rate, in another --output. The checkpoints before that are "
+            "kept."
+        )
+        (directory / "diverged.txt").write_text(message + "\n")
+        raise DivergenceError(message) from error
 
 
 def best_metric(tasks):
@@ -332,6 +361,19 @@ def write_result(directory):
         if key.startswith("val_")
     }
     (directory / "result.json").write_text(json.dumps(scores, indent=2) + "\n")
+    (directory / "diverged.txt").unlink(missing_ok=True)
+
+
+def write_constant_predictor(problem, directory):
+    """Keeps the constant predictor of the training split, and what it scores on the
+    validation split."""
+    predictor = problem.fit_constant_predictor()
+    (directory / "constant.json").write_text(json.dumps(vars(predictor)))
+    score = SplitScore(problem.make_metrics())
+    for _, targets, masks in problem.make_batches("val", problem.options.batch_size):
+        score.update(targets, predictor.predict(targets), masks)
+    path = directory / "constant_result.json"
+    path.write_text(json.dumps(score.results(), indent=2) + "\n")
 
 
 def is_trained(directory, epochs):

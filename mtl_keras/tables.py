@@ -50,8 +50,12 @@ def plan_runs(argv=None):
     if not (name or pair):
         if series:
             raise UserError(f"--{next(iter(series))} needs --table or --sweep.")
-        recipe = RECIPES[given.get("recipe", TrainOptions().recipe)]
-        return [TrainOptions(**override(recipe, given))]
+        recipe = given.get("recipe", TrainOptions().recipe)
+        settings = RECIPES[recipe]
+        if "/" in recipe:
+            table, row = recipe.split("/")
+            settings = {**_settings(TABLES[table], given), **TABLES[table].rows[row]}
+        return [TrainOptions(**override(settings, given))]
     if name and "points" in series:
         raise UserError("--points needs --sweep.")
     if name and "recipe" in given:
@@ -67,18 +71,10 @@ def plan_runs(argv=None):
                     f"--{option.replace('_', '-')} is set by the rows of the "
                     f"{'table' if name else 'sweep'}; leave it out."
                 )
-    settings = RECIPES[table.recipe]
-    dataset = given.get("dataset", settings.get("dataset", "scenes"))
-    if not set(DATASETS[dataset]) & set(DATASETS[settings.get("dataset", "scenes")]):
-        raise UserError(
-            f"--dataset {dataset} has none of the tasks of this "
-            f"{'table' if name else 'sweep'}; leave it out."
-        )
-    if dataset == "scenes" and not given.get("data"):
-        dataset = "streets"
-    if dataset not in ("scenes", "fashion_mnist"):
-        settings = {**settings, **table.stand_in}
-    root = given.pop("output", None) or _default_root(name, pair, dataset, given)
+    _check_dataset(table, given)
+    settings = _settings(table, given)
+    data = _name_data(table, given)
+    root = given.pop("output", None) or _default_root(name, pair, data, given)
     first = given.pop("seed", 0)
     return [
         TrainOptions(
@@ -93,6 +89,32 @@ def plan_runs(argv=None):
     ]
 
 
+def _name_data(table, given):
+    dataset = given.get("dataset", RECIPES[table.recipe].get("dataset", "scenes"))
+    if dataset == "scenes":
+        return "cityscapes" if "data" in given else "streets"
+    return dataset
+
+
+def _settings(table, given):
+    """What the rows of a table have in common, on the data that is given."""
+    settings = RECIPES[table.recipe]
+    if _name_data(table, given) in ("streets", "digits"):
+        return {**settings, **table.stand_in}
+    return settings
+
+
+def _check_dataset(table, given):
+    dataset = given.get("dataset", RECIPES[table.recipe].get("dataset", "scenes"))
+    if not {task for row in table.rows.values() for task in row["tasks"]} <= set(
+        DATASETS[dataset]
+    ):
+        flag = f"--dataset {dataset}"
+        if "dataset" not in given:
+            flag = f"--recipe {table.recipe}"
+        raise UserError(f"{flag} has other tasks than {table.title}; leave it out.")
+
+
 def make_sweep(pair, points=None, recipe=None):
     """The table whose rows lead from one task to another.
 
@@ -100,7 +122,8 @@ def make_sweep(pair, points=None, recipe=None):
         pair: two tasks.
         points: int, number of evenly spaced weights of the first task in 0..1.
             Defaults to those of the paper's figure 2, or 11.
-        recipe: name of the settings. Defaults to those of table A or C.
+        recipe: name of the settings. Defaults to those of the paper's figure 2, or
+            of table C.
 
     Raises:
         UserError: for fewer than two points.
@@ -113,18 +136,18 @@ def make_sweep(pair, points=None, recipe=None):
         weights = [float(key) for key in rows if key != "learned"]
     else:
         count = points or 11
-        weights = [1 - i / (count - 1) for i in range(count)]
+        weights = [round(1 - i / (count - 1), 6) for i in range(count)]
     first, second = pair
     rows = {}
     for weight in weights:
         shares = {first: weight, second: round(1 - weight, 6)}
         rows[f"{weight:.4g}"] = fixed_row(**{t: w for t, w in shares.items() if w})
     rows["learned"] = learned_row(*pair)
-    original = TABLES["A" if first in SCENE_TASKS else "C"]
+    is_scene = first in SCENE_TASKS
     return Table(
         f"Fixed weights of {first} and {second}",
-        recipe or original.recipe,
-        original.stand_in,
+        recipe or ("figure2" if is_scene else "fashion"),
+        {} if recipe else TABLES["A" if is_scene else "C"].stand_in,
         rows,
         (SWEEP_METRICS[first], SWEEP_METRICS[second]),
     )
@@ -194,8 +217,8 @@ def _read_published():
     return json.loads(file.read_text())
 
 
-def _default_root(name, pair, dataset, given):
-    parts = [_stem(name, pair), "cityscapes" if dataset == "scenes" else dataset]
+def _default_root(name, pair, data, given):
+    parts = [_stem(name, pair), data]
     if "train_frames" in given:
         parts.append(str(given["train_frames"]))
     return "runs/" + "-".join(parts)

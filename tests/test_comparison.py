@@ -71,9 +71,9 @@ def cells_of(markdown):
 
 
 def test_scores_are_mean_and_deviation_in_the_units_of_the_columns(table):
-    assert table.scores["semantic"]["semantic/miou"] == pytest.approx((41.0, 2**0.5))
-    assert table.scores["all"]["instance/mean_abs"] == pytest.approx((2.0, 2**0.5))
-    assert table.scores["equal"]["depth/mean_abs"] == (0.9, 0.0)
+    assert table.scores["semantic"]["semantic/miou"] == pytest.approx((41, 2**0.5, 2))
+    assert table.scores["all"]["instance/mean_abs"] == pytest.approx((2, 2**0.5, 2))
+    assert table.scores["equal"]["depth/mean_abs"] == (0.9, None, 1)
     assert "instance" not in table.scores
     assert table.constants == pytest.approx(
         {"semantic/miou": 2.0, "instance/mean_abs": 5.0, "depth/mean_abs": 1.25}
@@ -83,29 +83,80 @@ def test_scores_are_mean_and_deviation_in_the_units_of_the_columns(table):
 def test_table_has_every_row_with_the_published_figures(table):
     cells = cells_of(comparison.format_comparison(table))
     assert set(TABLES["A"].rows) | {"constant predictor"} <= set(cells)
-    weights, iou, instance, depth, oxford, paper = cells["all"]
-    assert weights == "learned / learned / learned"
+    weights, runs, iou, instance, depth, oxford, paper = cells["all"]
+    assert (weights, runs) == ("learned / learned / learned", "2")
     assert iou == "**43 ± 2.8**" and depth == "**0.5 ± 0.14**"
     assert (oxford, paper) == ("34 / 5.82 / 0.425", "63.4 / 3.5 / 0.522")
-    assert cells["semantic"][:4] == ["1 / – / –", "**41 ± 1.4**", "", ""]
-    assert cells["equal"][:4] == ["0.333 / 0.333 / 0.333", "30", "**2**", "0.9"]
-    assert cells["instance"][1:4] == ["", "", ""]  # not trained
-    assert cells["constant predictor"][1:4] == ["2", "5", "1.25"]
+    assert cells["semantic"][:5] == ["1 / – / –", "2", "**41 ± 1.4**", "", ""]
+    assert cells["equal"][:5] == ["0.333 / 0.333 / 0.333", "1", "30", "**2**", "0.9"]
+    assert cells["instance"][1:5] == ["", "", "", ""]  # not trained
+    assert cells["constant predictor"][2:5] == ["2", "5", "1.25"]
+    assert {len(row) for row in cells.values()} == {7}
 
 
 def test_table_says_what_it_is_about(table):
     text = comparison.format_comparison(table)
     assert "rendered streets (not Cityscapes)" in text
-    assert "1 to 2 seeds" in text
-    assert "64x128 pixels" in text
+    assert "mean ± standard deviation over runs with different seeds" in text
+    assert "network kendall with the backbone small and random weights" in text
+    assert "64x128 pixels" in text and "learning rate 0.008" in text
+    assert "is the mean over the images" in text  # how Oxford's IoU differs
 
 
 def test_best_is_the_highest_or_the_lowest(table):
     """Pooled deviation of `depth` and `all`: 0.14; `equal` is 0.4 away."""
     cells = cells_of(comparison.format_comparison(table))
-    assert cells["depth"][3].startswith("**") and cells["all"][3].startswith("**")
-    assert not cells["equal"][3].startswith("**")
-    assert not cells["equal"][1].startswith("**")
+    assert cells["depth"][4].startswith("**") and cells["all"][4].startswith("**")
+    assert not cells["equal"][4].startswith("**")
+    assert not cells["equal"][2].startswith("**")
+
+
+def test_a_single_run_does_not_sharpen_the_deviation(tmp_path):
+    scores = {
+        "all": [{"semantic/miou": 0.40}, {"semantic/miou": 0.42}],
+        "semantic": [{"semantic/miou": 0.398}],  # within the 1.41 % of `all`
+        "equal": [{"semantic/miou": 0.39}],
+    }
+    write_runs(tmp_path, "--table A --seeds 2", scores, CONSTANTS)
+    text = comparison.format_comparison(comparison.compare_runs(tmp_path, "A"))
+    cells = cells_of(text)
+    assert [cells[key][2] for key in scores] == ["**41 ± 1.4**", "**39.8**", "39"]
+
+
+def test_without_a_second_seed_there_is_no_deviation(tmp_path):
+    write_runs(tmp_path, "--table A", SCORES, CONSTANTS)
+    text = comparison.format_comparison(comparison.compare_runs(tmp_path, "A"))
+    assert cells_of(text)["all"][2] == "**41**"
+    assert "±" not in text and "Ours: the score after the last step" in text
+
+
+def test_runs_that_diverged_are_counted(tmp_path):
+    write_runs(tmp_path, "--table A --seeds 2", SCORES, CONSTANTS)
+    (tmp_path / "all-seed2").mkdir()
+    (tmp_path / "all-seed2" / "diverged.txt").write_text("NaN")
+    found = comparison.compare_runs(tmp_path, "A")
+    cells = cells_of(comparison.format_comparison(found))
+    assert cells["all"][1] == "2 (1 diverged)" and cells["depth"][1] == "2"
+    comparison.write_csv(found, tmp_path / "table.csv")
+    with open(tmp_path / "table.csv", newline="") as file:
+        lines = [line for line in csv.DictReader(file) if line["row"] == "all"]
+    assert {line["diverged"] for line in lines} == {"1"}
+
+
+def test_runs_that_were_trained_differently_are_not_compared(tmp_path):
+    write_runs(tmp_path, "--table A", SCORES, CONSTANTS)
+    scores = {"equal": [None, SCORES["equal"][0]]}
+    write_runs(tmp_path, "--table A --seed 1 --steps 7", scores, CONSTANTS)
+    with pytest.raises(UserError, match="--steps 7 in equal-seed1 and 1400 in others"):
+        comparison.compare_runs(tmp_path, "A")
+
+
+def test_a_foreign_run_does_not_hide_its_row(tmp_path):
+    write_runs(tmp_path, "--table A", SCORES, CONSTANTS)
+    scores = {"equal": [None, SCORES["equal"][0]]}
+    write_runs(tmp_path, "--table B --seed 1", scores, CONSTANTS)
+    found = comparison.compare_runs(tmp_path, "A")
+    assert list(found.runs["equal"]) == ["0"]
 
 
 def test_csv_has_a_line_for_every_row_and_metric(table, tmp_path):
@@ -118,19 +169,20 @@ def test_csv_has_a_line_for_every_row_and_metric(table, tmp_path):
         for line in lines
         if (line["row"], line["metric"]) == ("all", "instance mean abs px")
     ]
-    assert float(line["mean"]) == 2.0 and line["seeds"] == "2"
+    assert float(line["mean"]) == 2.0 and (line["runs"], line["diverged"]) == ("2", "0")
     assert float(line["constant predictor"]) == 5.0
     assert (line["Oxford"], line["paper"]) == ("5.82", "3.5")
+    single = next(line for line in lines if line["row"] == "equal")
+    assert (single["std"], single["runs"]) == ("", "1")
 
 
 def test_sweep_lists_the_weights_in_order(sweep):
     cells = cells_of(comparison.format_comparison(sweep))
     names = [name for name in cells if name.replace(".", "").isdigit()]
     assert names == sorted(names, key=float, reverse=True)
-    assert cells["0.5"][:3] == ["0.5 / 0.5", "40", "1"]
-    assert cells["0.5"][3] == "56.3 / 0.602"
-    assert cells["0.975"][1:3] == ["", ""]  # the paper's, not trained here
-    assert cells["learned"][:2] == ["learned / learned", "**60**"]
+    assert cells["0.5"] == ["0.5 / 0.5", "1", "40", "1", "56.3 / 0.602"]
+    assert cells["0.975"][1:4] == ["", "", ""]  # the paper's, not trained here
+    assert cells["learned"][:3] == ["learned / learned", "1", "**60**"]
 
 
 def assert_picture(path):

@@ -8,7 +8,7 @@ import pytest
 
 from mtl_keras import runs
 from mtl_keras.cli import TrainOptions
-from mtl_keras.errors import UserError
+from mtl_keras.errors import BusyError, UserError
 from mtl_keras.losses import FixedWeighting, UncertaintyWeighting
 from mtl_keras.problems import open_problem
 
@@ -19,6 +19,11 @@ def make_options(output, **values):
 
 def build_trainer(options):
     return runs.build_trainer(open_problem(options))
+
+
+def claim(options, epochs):
+    with runs.claim_directory(options, epochs) as directory:
+        return directory
 
 
 def write_checkpoint(directory, epoch, suffix="", damaged=False):
@@ -43,7 +48,7 @@ def checkpoint_epoch(directory):
 def run(tmp_path):
     """A run directory after two of three epochs, and its options."""
     options = make_options(tmp_path / "run", epochs=3)
-    directory = runs.claim_directory(options, 3)
+    directory = claim(options, 3)
     write_checkpoint(directory, 1, ".bkp")
     write_checkpoint(directory, 2)
     return directory, options
@@ -51,7 +56,7 @@ def run(tmp_path):
 
 def test_a_new_directory_gets_the_options(tmp_path):
     options = make_options(tmp_path / "new" / "run", seed=3)
-    directory = runs.claim_directory(options, 30)
+    directory = claim(options, 30)
     assert directory == tmp_path / "new" / "run"
     stored = json.loads((directory / "options.json").read_text())
     assert stored["seed"] == 3 and stored["image_size"] == [32, 64]
@@ -59,30 +64,39 @@ def test_a_new_directory_gets_the_options(tmp_path):
 
 def test_an_empty_directory_will_do(tmp_path):
     (tmp_path / "run").mkdir()
-    runs.claim_directory(make_options(tmp_path / "run"), 30)
+    claim(make_options(tmp_path / "run"), 30)
     assert (tmp_path / "run" / "options.json").exists()
 
 
 def test_the_directory_is_named_after_the_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    directory = runs.claim_directory(TrainOptions(recipe="mtl"), 30)
+    directory = claim(TrainOptions(recipe="mtl"), 30)
     assert directory.as_posix() == "runs/mtl"
 
 
 def test_an_unfinished_run_wants_resume(run):
     directory, options = run
     with pytest.raises(UserError, match=f"{directory} holds an unfinished.*--resume"):
-        runs.claim_directory(options, 3)
+        claim(options, 3)
     resumed = dataclasses.replace(options, resume=True)
-    assert runs.claim_directory(resumed, 3) == directory
+    assert claim(resumed, 3) == directory
     assert not json.loads((directory / "options.json").read_text())["resume"]
+
+
+def test_a_run_is_trained_by_one_process(run):
+    directory, options = run
+    resumed = dataclasses.replace(options, resume=True)
+    with runs.claim_directory(resumed, 3):
+        with pytest.raises(BusyError, match=f"{directory} is being trained by another"):
+            claim(resumed, 3)
+    assert claim(resumed, 3) == directory
 
 
 def test_a_finished_run_does_not(run):
     directory, options = run
     write_checkpoint(directory, 3)
     assert runs.is_trained(directory, 3)
-    assert runs.claim_directory(options, 3) == directory
+    assert claim(options, 3) == directory
 
 
 def test_other_options_are_named(run):
@@ -92,7 +106,7 @@ def test_other_options_are_named(run):
     }
     changed = dataclasses.replace(options, epochs=4, backbone="resnet50", resume=True)
     with pytest.raises(UserError) as raised:
-        runs.claim_directory(changed, 4)
+        claim(changed, 4)
     message = str(raised.value)
     assert "--epochs 3 there and 4 here" in message
     assert "--backbone small there and resnet50 here" in message
@@ -103,11 +117,11 @@ def test_other_options_are_named(run):
 def test_foreign_directories_are_left_alone(tmp_path):
     (tmp_path / "photo.png").write_text("mine")
     with pytest.raises(UserError, match=f"{tmp_path} exists and is no run"):
-        runs.claim_directory(make_options(tmp_path), 30)
+        claim(make_options(tmp_path), 30)
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
     for output in (tmp_path / "photo.png", tmp_path / "photo.png" / "run"):
         with pytest.raises(UserError, match="choose another --output"):
-            runs.claim_directory(make_options(output), 30)
+            claim(make_options(output), 30)
     assert (tmp_path / "photo.png").read_text() == "mine"
 
 
@@ -115,12 +129,12 @@ def test_broken_options_are_named(run):
     directory, options = run
     (directory / "options.json").write_text("{")
     with pytest.raises(UserError, match="options.json does not hold the options"):
-        runs.claim_directory(options, 3)
+        claim(options, 3)
 
 
 def resume(run):
     directory, options = run
-    runs.claim_directory(dataclasses.replace(options, resume=True), 3)
+    claim(dataclasses.replace(options, resume=True), 3)
     return directory
 
 
@@ -148,7 +162,7 @@ def test_two_damaged_checkpoints_are_named(run):
 
 def test_a_first_checkpoint_cut_short_does_not_count(tmp_path):
     options = make_options(tmp_path / "run", epochs=3)
-    directory = runs.claim_directory(options, 3)
+    directory = claim(options, 3)
     weights, metadata = write_checkpoint(directory, 1, damaged=True)
     metadata.unlink()
     resume((directory, options))
@@ -348,7 +362,7 @@ def test_divergence_is_explained(run):
 
 def test_checkpoints_that_do_not_fit(tmp_path):
     options = make_options(tmp_path, tasks=("depth",))
-    directory = runs.claim_directory(options, 1)
+    directory = claim(options, 1)
     trainer = build_trainer(options)
     with pytest.raises(UserError, match="best.weights.h5 is missing.*train.py"):
         runs.restore_best(trainer, directory)

@@ -47,11 +47,14 @@ def succeed(script, *arguments, cwd):
     return output
 
 
-def fail(script, *arguments, cwd):
-    """Runs what must end with status 2 and one sentence, which it returns."""
+def fail(script, *arguments, cwd, usage=False):
+    """Runs what must end with status 2 and one sentence, which it returns; with
+    `usage` it is argparse that says it."""
     status, _, errors = call(script, *arguments, cwd=cwd)
     assert status == 2, errors
     assert "Traceback" not in errors
+    if usage:
+        return errors.splitlines()[-1]
     sentences = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(sentences) == 1 and errors.rstrip().endswith(sentences[0]), errors
     return sentences[0]
@@ -309,11 +312,27 @@ def test_a_sweep_leads_from_one_task_to_the_other(place, street_tree):
     assert (place[0] / "sweep" / "table.png").stat().st_size > 0
 
 
+def test_what_would_end_a_table_early_is_found_before_it_begins(
+    place, street_tree, tmp_path
+):
+    """The third row is the first that needs disparities."""
+    tree = tmp_path / "tree"
+    shutil.copytree(street_tree, tree, ignore=shutil.ignore_patterns("disparity*"))
+    arguments = ("--table", "A", "--data", tree, "--no-pretrained", *TINY)
+    message = fail("train", *arguments, "--output", "A", cwd=tmp_path)
+    assert "disparity" in message
+    assert not (tmp_path / "A").exists()
+
+
 def test_mistakes_about_tables_are_explained(digits):
     place, _ = digits
     message = fail("train", "--table", "C", "--tasks", "class", cwd=place)
     assert "--tasks is set by the rows of the table" in message
     message = fail("evaluate", "C", "--table", "A", cwd=place)
     assert "C holds no finished run of this table" in message
+    message = fail("evaluate", "C", "--table", "C", "--split", "train", cwd=place)
+    assert "--split is about a single run" in message
+    message = fail("train", "--table", "A", "--data", "", cwd=place, usage=True)
+    assert "--data: the path is empty" in message
     message = fail("evaluate", "C/all-seed0", "--instances", cwd=place)
     assert "--instances is about street scenes" in message

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from mtl_keras import tables
-from mtl_keras.cli import TrainOptions
+from mtl_keras.cli import TrainOptions, differing_options
 from mtl_keras.errors import UserError
 from mtl_keras.recipes import DATASETS, RECIPES, TABLES
 from mtl_keras.tables import find_published, find_root, make_sweep, plan_runs
@@ -68,6 +68,17 @@ def test_rows_have_the_weights_of_the_table(name):
             assert set(options.tasks) <= set(options.likelihoods)
 
 
+@pytest.mark.parametrize(
+    "table, data",
+    [("A", ""), ("B", ""), ("A", "--data TREE"), ("C", "--dataset digits")],
+)
+def test_a_row_by_itself_is_that_of_the_table(table, data):
+    for row in plan(f"--table {table} {data}"):
+        (alone,) = plan(f"--recipe {row.recipe} {data}")
+        assert not alone.output and not alone.resume
+        assert differing_options(row, alone, ignored=("output", "resume")) == {}
+
+
 def test_streets_take_the_place_of_cityscapes():
     options = plan("--table A")[0]
     assert options.backbone == "small" and not options.pretrained
@@ -117,6 +128,23 @@ def test_sweep_of_a_pair_that_the_paper_does_not_have():
     assert len(rows) == 12 and list(rows)[1] == "0.9"
 
 
+def test_even_weights_are_those_of_the_paper_where_they_meet():
+    pair = ("semantic", "depth")
+    even, published = make_sweep(pair, 11).rows, make_sweep(pair).rows
+    for weight in ("1", "0.8", "0.2", "0.1", "0"):
+        assert even[weight] == published[weight]
+
+
+def test_sweep_with_the_settings_of_the_figure_or_of_a_recipe():
+    options = plan("--sweep semantic,depth --data TREE")[-1]
+    assert (options.architecture, options.learning_rate) == ("kendall", 1e-2)
+    assert plan("--sweep semantic,depth")[-1].backbone == "small"  # of the stand-in
+    options = plan("--sweep semantic,depth --recipe demo")[-1]
+    assert options.image_size == (128, 256) and options.recipe == "demo"
+    options = plan("--sweep semantic,depth --recipe A/tuned")[-1]
+    assert options.weighting == "learned" and not options.task_weights
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -126,8 +154,9 @@ def test_sweep_of_a_pair_that_the_paper_does_not_have():
         ("--table A --tasks depth", "--tasks is set by the rows"),
         ("--table A --recipe mtl", "--recipe is set by table A"),
         ("--table A --likelihoods depth=laplace", "--likelihoods is set by the rows"),
-        ("--table A --dataset digits", "--dataset digits has none of the tasks"),
-        ("--table C --dataset scenes", "--dataset scenes has none of the tasks"),
+        ("--table A --dataset digits", "--dataset digits has other tasks"),
+        ("--table C --dataset scenes", "--dataset scenes has other tasks"),
+        ("--sweep class,reconstruction --recipe mtl", "--recipe mtl has other tasks"),
         ("--sweep semantic,depth --points 1", "--points must be at least 2"),
         ("--sweep semantic,depth --weighting fixed", "--weighting is set by the rows"),
     ],
