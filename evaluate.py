@@ -36,7 +36,7 @@ def main():
 
 def compare(options):
     """Prints and draws the comparison of the runs of a table or sweep."""
-    from mtl_keras import comparison, tables
+    from mtl_keras import comparison, comparison_figures, tables
 
     single = dataclasses.replace(
         EvaluateOptions(), run=options.run, table=options.table, sweep=options.sweep
@@ -50,10 +50,12 @@ def compare(options):
     markdown = comparison.format_comparison(found)
     (root / "table.md").write_text(markdown)
     comparison.write_csv(found, root / "table.csv")
-    plot = comparison.plot_bars if options.table else comparison.plot_sweep
-    plot(found, root / "table.png")
+    if options.table:
+        comparison_figures.plot_bars(found, root / "table.png")
+    else:
+        comparison_figures.plot_sweep(found, root / "table.png")
     files = ["table.md", "table.csv", "table.png"]
-    if comparison.plot_trajectories(found, root / "sigmas.png"):
+    if comparison_figures.plot_trajectories(found, root / "sigmas.png"):
         files.append("sigmas.png")
     print(f"{markdown}\nAlso in {root}: {', '.join(files)}.")
 

@@ -6,6 +6,7 @@ import tensorflow_datasets as tfds
 
 from mtl_keras.cityscapes import LABEL_SETS, LABELS, SKY_ID, class_index_table
 from mtl_keras.instances import encode_offsets
+from mtl_keras.pipelines import without_autotuning
 
 CACHE_BYTES = 2**31  # decoded records are kept in memory up to this size
 SHUFFLE_BYTES = 2**30  # beyond it, this much is shuffled at a time
@@ -73,18 +74,6 @@ def make_dataset(builder, split, tasks, label_set, batch_size, num_frames=None):
         .batch(batch_size)
         .prefetch(4)
     )
-
-
-def without_autotuning(dataset):
-    """The data set with the parallelism that it starts with, a thread a core.
-
-    The thread that tunes sleeps between two looks, twice as long each time and up to
-    a minute, and an iterator is not let go before it wakes: the end of every run
-    would wait for it (seen in TensorFlow 2.21).
-    """
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return dataset.with_options(options)
 
 
 def load_ids(builder, split):

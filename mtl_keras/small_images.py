@@ -12,6 +12,7 @@ import numpy as np
 
 from mtl_keras.errors import UserError
 from mtl_keras.losses import MaskedLoss
+from mtl_keras.pipelines import without_autotuning
 from mtl_keras.recipes import SMALL_IMAGE_TASKS
 
 TASKS = SMALL_IMAGE_TASKS
@@ -153,8 +154,6 @@ def make_dataset(images, labels, tasks, batch_size):
 
 def _gather_batches(order, images, labels, tasks):
     import tensorflow as tf
-
-    from mtl_keras.data import without_autotuning
 
     images, labels = tf.constant(images, tf.uint8), tf.constant(labels, tf.int32)
 

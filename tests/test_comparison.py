@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_keras import comparison
+from mtl_keras import comparison, comparison_figures
 from mtl_keras.cli import TrainOptions, write_options
 from mtl_keras.errors import UserError
 from mtl_keras.recipes import TABLES
@@ -192,9 +192,9 @@ def assert_picture(path):
 
 
 def test_figures(table, sweep, tmp_path):
-    comparison.plot_bars(table, tmp_path / "bars.png")
-    comparison.plot_sweep(sweep, tmp_path / "sweep.png")
-    assert comparison.plot_trajectories(table, tmp_path / "sigmas.png")
+    comparison_figures.plot_bars(table, tmp_path / "bars.png")
+    comparison_figures.plot_sweep(sweep, tmp_path / "sweep.png")
+    assert comparison_figures.plot_trajectories(table, tmp_path / "sigmas.png")
     for name in ("bars", "sweep", "sigmas"):
         assert_picture(tmp_path / f"{name}.png")
 
@@ -202,7 +202,7 @@ def test_figures(table, sweep, tmp_path):
 def test_there_are_no_trajectories_of_fixed_weights(tmp_path):
     write_runs(tmp_path, "--table A", {"equal": SCORES["equal"]}, CONSTANTS)
     fixed = comparison.compare_runs(tmp_path, "A")
-    assert not comparison.plot_trajectories(fixed, tmp_path / "sigmas.png")
+    assert not comparison_figures.plot_trajectories(fixed, tmp_path / "sigmas.png")
     assert not (tmp_path / "sigmas.png").exists()
 
 

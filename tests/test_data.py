@@ -246,3 +246,14 @@ def test_training_survives_frames_without_a_target():
     assert sigmas["instance"] == sigmas["depth"] == 1.0 != sigmas["semantic"]
     for variable in network.variables:
         assert np.isfinite(variable.numpy()).all(), variable.path
+
+
+def test_pipelines_do_not_tune_themselves(builder):
+    """An iterator would be kept at its end until the tuner's thread wakes."""
+    arguments = (("semantic",), "train", 2)
+    for batches in (
+        data.make_training_dataset(builder, *arguments),
+        data.make_dataset(builder, "val", *arguments),
+    ):
+        assert batches.options().autotune.enabled is False
+        assert len(next(iter(batches))[0]) == 2

@@ -15,12 +15,12 @@ PACKAGE = pathlib.Path(mtl_keras.__file__).parent
 ROWS = (
     ("errors", "cityscapes", "recipes"),
     ("surfaces", "rendering", "street_objects", "street_plan"),
-    ("layers", "losses", "optimizers"),
+    ("layers", "losses", "optimizers", "pipelines"),
     ("clustering", "instances", "frames", "streets", "cli"),
     ("model", "metrics", "training", "scoring", "objects", "small_images", "tables"),
     ("datasets", "data", "export", "report", "object_gallery"),
     ("problems", "runs"),
-    ("comparison",),
+    ("comparison", "comparison_figures"),
 )
 HEIGHTS = {name: height for height, row in enumerate(ROWS) for name in row}
 MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")

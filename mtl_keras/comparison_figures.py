@@ -1,0 +1,150 @@
+"""Figures of a table or a sweep: bars, curves over the weight, courses of sigma."""
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from mtl_keras.comparison import HIGHER_IS_BETTER, header_of, tasks_of
+from mtl_keras.report import TASK_COLORS, plain_log_ticks
+from mtl_keras.runs import read_history
+
+KIND_COLORS = {
+    "one task": "#bbbbbb",
+    "fixed weights": "#88ccee",
+    "learned weights": "#f0a070",
+}
+
+
+def plot_bars(comparison, path):
+    """Draws the rows as bars, a panel for each metric."""
+    table = comparison.table
+    keys = [key for key in table.rows if key in comparison.runs]
+    figure = Figure(
+        figsize=(1.6 + 3.2 * len(table.metrics), 1.6 + 0.3 * len(keys)),
+        layout="constrained",
+    )
+    figure.suptitle(comparison.title, fontsize=10)
+    axes = figure.subplots(1, len(table.metrics), sharey=True, squeeze=False)[0]
+    places = np.arange(len(keys))[::-1]
+    for axis, metric in zip(axes, table.metrics):
+        for place, key in zip(places, keys):
+            score = comparison.scores[key].get(metric)
+            if score:
+                axis.barh(
+                    place,
+                    score.mean,
+                    xerr=score.std,
+                    color=KIND_COLORS[_kind(table.rows[key])],
+                    error_kw={"elinewidth": 1, "capsize": 2},
+                )
+                axis.text(0, place, f" {score.mean:.4g}", va="center", fontsize=7)
+        arrow = "higher" if metric in HIGHER_IS_BETTER else "lower"
+        axis.set_title(f"{header_of(metric)}\n({arrow} is better)", fontsize=9)
+        axis.set_yticks(places, keys)
+        axis.spines[["top", "right"]].set_visible(False)
+    kinds = {_kind(table.rows[key]): None for key in keys}
+    figure.legend(
+        handles=[Patch(color=KIND_COLORS[kind], label=kind) for kind in kinds],
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+        fontsize=8,
+    )
+    figure.savefig(path, dpi=130)
+
+
+def plot_sweep(comparison, path):
+    """Draws both metrics over the fixed weight, and the learned solution as a line."""
+    table = comparison.table
+    first = tasks_of(table)[0]
+    figure = Figure(figsize=(8.5, 3.6), layout="constrained")
+    figure.suptitle(comparison.title, fontsize=10)
+    for axis, metric in zip(figure.subplots(1, 2), table.metrics):
+        color = TASK_COLORS[metric.split("/")[0]]
+        points = sorted(
+            (float(key), scores[metric])
+            for key, scores in comparison.scores.items()
+            if key != "learned" and metric in scores
+        )
+        axis.errorbar(
+            [weight for weight, _ in points],
+            [score.mean for _, score in points],
+            [score.std or 0 for _, score in points],
+            fmt="o-",
+            color=color,
+            capsize=2,
+            label="fixed weights (at the end: alone)",
+        )
+        learned = comparison.scores.get("learned", {}).get(metric)
+        if learned:
+            axis.axhline(learned.mean, color="black", ls="--", label="learned weights")
+            axis.axhspan(
+                learned.mean - (learned.std or 0),
+                learned.mean + (learned.std or 0),
+                color="black",
+                alpha=0.12,
+                lw=0,
+            )
+        arrow = "higher" if metric in HIGHER_IS_BETTER else "lower"
+        axis.set_title(f"{header_of(metric)} ({arrow} is better)", fontsize=9)
+        axis.set_xlabel(f"weight of {first}")
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def plot_trajectories(comparison, path):
+    """Draws the noise levels of the learned rows over the steps, a line a seed.
+
+    Returns whether there was anything to draw.
+    """
+    tasks = tasks_of(comparison.table)
+    learned = [
+        key
+        for key, seeds in comparison.runs.items()
+        if any(
+            f"{task}/sigma" in row
+            for row in read_history(next(iter(seeds.values())))[:1]
+            for task in tasks
+        )
+    ]
+    if not learned:
+        return False
+    colors = matplotlib.colormaps["Dark2"].colors
+    figure = Figure(figsize=(3.4 * len(tasks), 3.6), layout="constrained")
+    figure.suptitle(comparison.title, fontsize=10)
+    axes = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for axis, task in zip(axes, tasks):
+        for key, color in zip(learned, colors):
+            label = key
+            for directory in comparison.runs[key].values():
+                history = read_history(directory)
+                if f"{task}/sigma" not in history[0]:
+                    continue
+                axis.plot(
+                    [(row["epoch"] + 1) / len(history) for row in history],
+                    [row[f"{task}/sigma"] for row in history],
+                    color=color,
+                    lw=1,
+                    alpha=0.8,
+                    label=label,
+                )
+                label = None
+        axis.set(title=f"noise level $\\sigma$ of {task}", yscale="log")
+        axis.set_xlabel("share of the training")
+        axis.grid(alpha=0.3, which="both")
+        plain_log_ticks(axis)
+    handles = {h.get_label(): h for axis in axes for h in axis.get_lines()}
+    handles = [h for name, h in handles.items() if not name.startswith("_")]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8
+    )
+    figure.savefig(path, dpi=130)
+    return True
+
+
+def _kind(row):
+    if row["weighting"] == "learned":
+        return "learned weights"
+    return "one task" if len(row["tasks"]) == 1 else "fixed weights"
