@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from mtl_keras import cityscapes
-from mtl_keras.runs import read_history
+from mtl_keras.runs import claim_directory, read_history
+from mtl_keras.tables import plan_runs
 
 ROOT = Path(__file__).parents[1]
 
@@ -310,6 +311,22 @@ def test_a_sweep_leads_from_one_task_to_the_other(place, street_tree):
     output = succeed("evaluate", "sweep", "--sweep", "semantic,depth", cwd=place[0])
     assert "on Cityscapes" in output and "| learned | learned / learned |" in output
     assert (place[0] / "sweep" / "table.png").stat().st_size > 0
+
+
+def test_runs_of_another_process_are_left_to_it(digits, monkeypatch):
+    place, _ = digits
+    monkeypatch.chdir(place)
+    arguments = ("--sweep", "class,reconstruction", "--points", "2", *QUICK)
+    busy = plan_runs([*arguments, "--output", "sweep"])[1]
+    with claim_directory(busy, 2):
+        output = succeed("train", *arguments, "--output", "sweep", cwd=place)
+    assert f"Left out: {busy.output} is being trained by another process" in output
+    assert "All runs are complete" not in output
+    finished = {path.parent.name for path in (place / "sweep").glob("*/result.json")}
+    assert finished == {"1-seed0", "learned-seed0"}
+    output = succeed("train", *arguments, "--output", "sweep", cwd=place)
+    assert "All runs are complete" in output
+    assert (place / busy.output / "result.json").exists()
 
 
 def test_what_would_end_a_table_early_is_found_before_it_begins(
