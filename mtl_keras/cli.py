@@ -348,20 +348,9 @@ class EvaluateOptions:
     )
 
 
-def parse_options(options_class, argv=None, recipes=None, positional=()):
-    """Parses the command line into an options object.
-
-    Args:
-        options_class: dataclass whose fields were made by `_option`.
-        argv: list of str. Defaults to the arguments of the process.
-        recipes: optional dict of field values by the name given with `--recipe`.
-        positional: fields that are given without a flag.
-
-    Exits with status 2 and one sentence for a wrong argument.
-    """
-    given = parse_given(options_class, argv, recipes, positional)
-    recipe = recipes[given.get("recipe", options_class().recipe)] if recipes else {}
-    return options_class(**override(recipe, given))
+def parse_options(options_class, argv=None, positional=()):
+    """Parses the command line into an options object; see `parse_given`."""
+    return options_class(**parse_given(options_class, argv, positional=positional))
 
 
 def override(settings, given):
@@ -372,7 +361,19 @@ def override(settings, given):
 
 
 def parse_given(options_class, argv=None, recipes=None, positional=()):
-    """What the command line sets, `{field: value}`; see `parse_options`."""
+    """What the command line sets.
+
+    Args:
+        options_class: dataclass whose fields were made by `_option`.
+        argv: list of str. Defaults to the arguments of the process.
+        recipes: optional dict, the recipes that `--help` describes.
+        positional: fields that are given without a flag.
+
+    Returns:
+        `{field: value}` of the fields that are given.
+
+    Exits with status 2 and one sentence for a wrong argument.
+    """
     parser = argparse.ArgumentParser(
         description=" ".join(options_class.__doc__.split()),
         allow_abbrev=False,

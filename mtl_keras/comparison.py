@@ -112,7 +112,7 @@ def format_comparison(comparison):
         scores = comparison.scores.get(key, {})
         rows.append(
             [key, _describe_weights(comparison, key), _describe_count(comparison, key)]
-            + [_format_score(comparison, metric, scores) for metric in table.metrics]
+            + [_format_cell(comparison, metric, scores) for metric in table.metrics]
             + [
                 " / ".join("–" if v is None else f"{v:g}" for v in source["rows"][key])
                 if key in source["rows"]
@@ -244,13 +244,11 @@ def _is_near_best(comparison, metric, score):
     return abs(score.mean - best.mean) <= pooled
 
 
-def _format_score(comparison, metric, scores):
+def _format_cell(comparison, metric, scores):
     if metric not in scores:
         return ""
     score = scores[metric]
-    text = f"{score.mean:.4g}"
-    if score.std is not None:
-        text += f" ± {score.std:.2g}"
+    text = format_score(score)
     return f"**{text}**" if _is_near_best(comparison, metric, score) else text
 
 
@@ -303,6 +301,13 @@ def _describe_training(options):
         f"{options.batch_size}, {options.optimizer}, learning rate "
         f"{options.learning_rate:g}, {options.schedule}."
     )
+
+
+def format_score(score):
+    """`mean ± standard deviation`, or the mean of a single run."""
+    if score.std is None:
+        return f"{score.mean:.4g}"
+    return f"{score.mean:.4g} ± {score.std:.2g}"
 
 
 def tasks_of(table):

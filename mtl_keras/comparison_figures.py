@@ -5,7 +5,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from mtl_keras.comparison import HIGHER_IS_BETTER, header_of, tasks_of
+from mtl_keras.comparison import (
+    HIGHER_IS_BETTER,
+    format_score,
+    header_of,
+    tasks_of,
+)
 from mtl_keras.report import TASK_COLORS, plain_log_ticks
 from mtl_keras.runs import read_history
 
@@ -38,7 +43,8 @@ def plot_bars(comparison, path):
                     color=KIND_COLORS[_kind(table.rows[key])],
                     error_kw={"elinewidth": 1, "capsize": 2},
                 )
-                axis.text(0, place, f" {score.mean:.4g}", va="center", fontsize=7)
+                text = format_score(score)
+                axis.text(0, place, f" {text}", va="center", fontsize=7)
         arrow = "higher" if metric in HIGHER_IS_BETTER else "lower"
         axis.set_title(f"{header_of(metric)}\n({arrow} is better)", fontsize=9)
         axis.set_yticks(places, keys)

@@ -368,7 +368,9 @@ def plain_log_ticks(axis):
     axis.yaxis.set_major_formatter(formatter)
     axis.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     low, high = axis.get_ylim()
-    if high / low < 30:
+    if high / low < 4:
+        axis.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+    elif high / low < 30:
         axis.yaxis.set_major_locator(
             matplotlib.ticker.LogLocator(subs=(1, 2, 5), numticks=12)
         )

@@ -32,7 +32,6 @@ CLASS_NAMES = {
     ),
     "digits": tuple("0123456789"),
 }
-DATASETS = tuple(CLASS_NAMES)
 IMAGE_SIZES = {"fashion_mnist": (28, 28), "digits": (8, 8)}
 SPLITS = {"train": "train", "val": "test"}  # ours: that of Fashion-MNIST
 NUM_VAL_DIGITS = 500
@@ -48,8 +47,8 @@ def load_split(dataset, split, data_dir="data"):
     """Loads a split into memory.
 
     Args:
-        dataset: str, one of `DATASETS`: `fashion_mnist`, 28x28, downloaded on first
-            use, or `digits`, the 8x8 ones that come with scikit-learn, of which a
+        dataset: str, a key of `CLASS_NAMES`: `fashion_mnist`, 28x28, downloaded on
+            first use, or `digits`, the 8x8 ones that come with scikit-learn, of which a
             fixed 500, with the classes in proportion, are the split `val`.
         split: `"train"` or `"val"`; the latter is the test split of Fashion-MNIST.
         data_dir: where downloaded data are kept.
@@ -61,7 +60,7 @@ def load_split(dataset, split, data_dir="data"):
         UserError: for a name that does not exist, or if the data cannot be
             downloaded.
     """
-    _check_choice("data set", dataset, DATASETS)
+    _check_choice("data set", dataset, CLASS_NAMES)
     _check_choice("split", split, SPLITS)
     load = {"fashion_mnist": _load_fashion_mnist, "digits": _load_digits}[dataset]
     images, labels = load(split, data_dir)
@@ -350,7 +349,7 @@ class Gallery:
 
     Args:
         num_frames: int. Images in the split; those shown are spread over it.
-        dataset: str, one of `DATASETS`.
+        dataset: str, a key of `CLASS_NAMES`.
     """
 
     def __init__(self, num_frames, dataset):
