@@ -270,15 +270,14 @@ def _describe_weights(comparison, key):
 
 
 def _describe_data(options):
-    if options.dataset != "scenes":
-        names = {"fashion_mnist": "Fashion-MNIST", "digits": "scikit-learn's digits"}
-        text = f"on {names[options.dataset]}"
-        if options.dataset == "digits":
-            text += " (not Fashion-MNIST)"
-        return text
+    count = f"{options.train_frames} of " if options.train_frames else ""
+    if options.dataset == "fashion_mnist":
+        return f"on {count}Fashion-MNIST"
+    if options.dataset == "digits":
+        return f"on {count}scikit-learn's digits (not Fashion-MNIST)"
     if options.data:
-        return "on Cityscapes"
-    return "on rendered streets (not Cityscapes)"
+        return f"on {count}Cityscapes"
+    return f"on {count}the rendered streets (not Cityscapes)"
 
 
 def _uses_laplace(row):

@@ -96,7 +96,7 @@ def test_table_has_every_row_with_the_published_figures(table):
 
 def test_table_says_what_it_is_about(table):
     text = comparison.format_comparison(table)
-    assert "rendered streets (not Cityscapes)" in text
+    assert "on the rendered streets (not Cityscapes)" in text
     assert "mean ± standard deviation over runs with different seeds" in text
     assert "network kendall with the backbone small and random weights" in text
     assert "64x128 pixels" in text and "learning rate 0.008" in text
@@ -221,3 +221,9 @@ def test_on_cityscapes_it_says_so(tmp_path):
     text = comparison.format_comparison(comparison.compare_runs(tmp_path, "A"))
     assert "on Cityscapes" in text and "streets" not in text
     assert TrainOptions().data == ""
+
+
+def test_titles_tell_the_training_sets_apart(tmp_path):
+    write_runs(tmp_path, "--table A --train-frames 200", SCORES, CONSTANTS)
+    title = comparison.compare_runs(tmp_path, "A").title
+    assert "on 200 of the rendered streets (not Cityscapes)" in title
