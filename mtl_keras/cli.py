@@ -247,7 +247,7 @@ class TrainOptions:
         _positive(int),
     )
     optimizer: str = _option("adam", "optimizer", choices=("adam", "sgd"))
-    learning_rate: float = _option(2e-3, "peak learning rate", _positive(float))
+    learning_rate: float = _option(4e-3, "peak learning rate", _positive(float))
     schedule: str = _option(
         "cosine",
         "course of the learning rate; poly: (1 - step / steps)^0.9",
