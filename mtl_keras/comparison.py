@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import pathlib
 import re
 import statistics
@@ -89,7 +90,7 @@ def compare_runs(root, name="", pair=()):
         )
     title = f"Table {name}, {table.title}" if name else table.title
     return Comparison(
-        title=f"{title}, {_describe_data(options)}",
+        title=f"{title}, {_describe_data(options)}, {_describe_length(options)}",
         table=table,
         options=options,
         runs=runs,
@@ -123,7 +124,7 @@ def format_comparison(comparison):
     constants = [comparison.constants.get(metric) for metric in table.metrics]
     rows.append(
         ["constant predictor", "", ""]
-        + [f"{c:.4g}" if c is not None else "" for c in constants]
+        + ["" if c is None else format_score(Score(c, None, 1)) for c in constants]
         + [""] * len(comparison.published)
     )
     counts = {len(seeds) for seeds in comparison.runs.values()}
@@ -294,19 +295,24 @@ def _describe_training(options):
             f"the network {options.architecture} with the backbone {options.backbone} "
             f"and {start} weights at the start; "
         )
-    length = f"{options.steps} steps" if options.steps else f"{options.epochs} epochs"
     return (
-        f"All rows alike: {images}; {network}{length}, batches of "
+        f"All rows alike: {images}; {network}{_describe_length(options)}, batches of "
         f"{options.batch_size}, {options.optimizer}, learning rate "
         f"{options.learning_rate:g}, {options.schedule}."
     )
 
 
+def _describe_length(options):
+    return f"{options.steps} steps" if options.steps else f"{options.epochs} epochs"
+
+
 def format_score(score):
-    """`mean ± standard deviation`, or the mean of a single run."""
-    if score.std is None:
-        return f"{score.mean:.4g}"
-    return f"{score.mean:.4g} ± {score.std:.2g}"
+    """`mean ± standard deviation`, to four digits of the mean."""
+    decimals = 3
+    if score.mean:
+        decimals = max(3 - math.floor(math.log10(abs(score.mean))), 0)
+    text = f"{score.mean:.{decimals}f}"
+    return text if score.std is None else f"{text} ± {score.std:.{decimals}f}"
 
 
 def tasks_of(table):

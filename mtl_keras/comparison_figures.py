@@ -14,46 +14,59 @@ from mtl_keras.comparison import (
 from mtl_keras.report import TASK_COLORS, plain_log_ticks
 from mtl_keras.runs import read_history
 
-KIND_COLORS = {
-    "one task": "#bbbbbb",
-    "fixed weights": "#88ccee",
-    "learned weights": "#f0a070",
-}
+COLORS = {"fixed": "#88ccee", "learned": "#f0a070"}
 
 
 def plot_bars(comparison, path):
-    """Draws the rows as bars, a panel for each metric."""
+    """Draws as bars what each row gains over the task alone, a panel for each metric.
+
+    Without a run of the task alone it is the gain over the first row.
+    """
     table = comparison.table
     keys = [key for key in table.rows if key in comparison.runs]
     figure = Figure(
-        figsize=(1.6 + 3.2 * len(table.metrics), 1.6 + 0.3 * len(keys)),
+        figsize=(1.6 + 3.6 * len(table.metrics), 1.8 + 0.3 * len(keys)),
         layout="constrained",
     )
     figure.suptitle(comparison.title, fontsize=10)
     axes = figure.subplots(1, len(table.metrics), sharey=True, squeeze=False)[0]
     places = np.arange(len(keys))[::-1]
+    grid = {"color": "#dddddd", "lw": 0.6, "zorder": 0, "clip_on": False}
     for axis, metric in zip(axes, table.metrics):
+        reference = _reference_row(comparison, keys, metric)
+        sign = 1 if metric in HIGHER_IS_BETTER else -1
         for place, key in zip(places, keys):
             score = comparison.scores[key].get(metric)
             if score:
+                percent = 100 / comparison.scores[reference][metric].mean
                 axis.barh(
                     place,
-                    score.mean,
-                    xerr=score.std,
-                    color=KIND_COLORS[_kind(table.rows[key])],
+                    sign * (score.mean * percent - 100),
+                    xerr=None if score.std is None else score.std * percent,
+                    color=COLORS[table.rows[key]["weighting"]],
                     error_kw={"elinewidth": 1, "capsize": 2},
                 )
-                text = format_score(score)
-                axis.text(0, place, f" {text}", va="center", fontsize=7)
-        arrow = "higher" if metric in HIGHER_IS_BETTER else "lower"
-        axis.set_title(f"{header_of(metric)}\n({arrow} is better)", fontsize=9)
+                axis.text(
+                    1.02,
+                    place,
+                    format_score(score),
+                    transform=axis.get_yaxis_transform(),
+                    va="center",
+                    fontsize=7,
+                )
+        axis.axvline(0, color="black", lw=0.8)
+        axis.set_title(header_of(metric), fontsize=9)
+        if reference:
+            axis.set_xlabel(f"% better than row {reference}", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.tick_params(axis="y", length=0)
+        axis.hlines(places + 0.5, 0, 1.3, **grid, transform=axis.get_yaxis_transform())
         axis.set_yticks(places, keys)
-        axis.spines[["top", "right"]].set_visible(False)
-    kinds = {_kind(table.rows[key]): None for key in keys}
+        axis.spines[["top", "right", "left"]].set_visible(False)
     figure.legend(
-        handles=[Patch(color=KIND_COLORS[kind], label=kind) for kind in kinds],
+        handles=[Patch(color=COLORS[k], label=f"{k} weights") for k in COLORS],
         loc="outside lower center",
-        ncols=3,
+        ncols=2,
         frameon=False,
         fontsize=8,
     )
@@ -150,7 +163,8 @@ def plot_trajectories(comparison, path):
     return True
 
 
-def _kind(row):
-    if row["weighting"] == "learned":
-        return "learned weights"
-    return "one task" if len(row["tasks"]) == 1 else "fixed weights"
+def _reference_row(comparison, keys, metric):
+    """The task of a metric alone, or else the first row that has the metric."""
+    having = [key for key in keys if metric in comparison.scores[key]]
+    alone = [key for key in having if len(comparison.table.rows[key]["tasks"]) == 1]
+    return next(iter(alone + having), None)

@@ -85,12 +85,13 @@ def test_table_has_every_row_with_the_published_figures(table):
     assert set(TABLES["A"].rows) | {"constant predictor"} <= set(cells)
     weights, runs, iou, instance, depth, oxford, paper = cells["all"]
     assert (weights, runs) == ("learned / learned / learned", "2")
-    assert iou == "**43 ± 2.8**" and depth == "**0.5 ± 0.14**"
+    assert iou == "**43.00 ± 2.83**" and depth == "**0.5000 ± 0.1414**"
     assert (oxford, paper) == ("34 / 5.82 / 0.425", "63.4 / 3.5 / 0.522")
-    assert cells["semantic"][:5] == ["1 / – / –", "2", "**41 ± 1.4**", "", ""]
-    assert cells["equal"][:5] == ["0.333 / 0.333 / 0.333", "1", "30", "**2**", "0.9"]
+    assert cells["semantic"][:5] == ["1 / – / –", "2", "**41.00 ± 1.41**", "", ""]
+    assert cells["equal"][0] == "0.333 / 0.333 / 0.333"
+    assert cells["equal"][1:5] == ["1", "30.00", "**2.000**", "0.9000"]
     assert cells["instance"][1:5] == ["", "", "", ""]  # not trained
-    assert cells["constant predictor"][2:5] == ["2", "5", "1.25"]
+    assert cells["constant predictor"][2:5] == ["2.000", "5.000", "1.250"]
     assert {len(row) for row in cells.values()} == {7}
 
 
@@ -120,13 +121,14 @@ def test_a_single_run_does_not_sharpen_the_deviation(tmp_path):
     write_runs(tmp_path, "--table A --seeds 2", scores, CONSTANTS)
     text = comparison.format_comparison(comparison.compare_runs(tmp_path, "A"))
     cells = cells_of(text)
-    assert [cells[key][2] for key in scores] == ["**41 ± 1.4**", "**39.8**", "39"]
+    shown = [cells[key][2] for key in scores]
+    assert shown == ["**41.00 ± 1.41**", "**39.80**", "39.00"]
 
 
 def test_without_a_second_seed_there_is_no_deviation(tmp_path):
     write_runs(tmp_path, "--table A", SCORES, CONSTANTS)
     text = comparison.format_comparison(comparison.compare_runs(tmp_path, "A"))
-    assert cells_of(text)["all"][2] == "**41**"
+    assert cells_of(text)["all"][2] == "**41.00**"
     assert "±" not in text and "Ours: the score after the last step" in text
 
 
@@ -180,9 +182,9 @@ def test_sweep_lists_the_weights_in_order(sweep):
     cells = cells_of(comparison.format_comparison(sweep))
     names = [name for name in cells if name.replace(".", "").isdigit()]
     assert names == sorted(names, key=float, reverse=True)
-    assert cells["0.5"] == ["0.5 / 0.5", "1", "40", "1", "56.3 / 0.602"]
+    assert cells["0.5"] == ["0.5 / 0.5", "1", "40.00", "1.000", "56.3 / 0.602"]
     assert cells["0.975"][1:4] == ["", "", ""]  # the paper's, not trained here
-    assert cells["learned"][:3] == ["learned / learned", "1", "**60**"]
+    assert cells["learned"][:3] == ["learned / learned", "1", "**60.00**"]
 
 
 def assert_picture(path):
@@ -197,6 +199,24 @@ def test_figures(table, sweep, tmp_path):
     assert comparison_figures.plot_trajectories(table, tmp_path / "sigmas.png")
     for name in ("bars", "sweep", "sigmas"):
         assert_picture(tmp_path / f"{name}.png")
+
+
+def test_bars_are_gains_over_the_task_alone(table, tmp_path, monkeypatch):
+    figures = []
+
+    class Figure(comparison_figures.Figure):
+        def savefig(self, *args, **kwargs):
+            figures.append(self)
+
+    monkeypatch.setattr(comparison_figures, "Figure", Figure)
+    comparison_figures.plot_bars(table, tmp_path / "bars.png")
+    gains = [[bar.get_width() for bar in panel.patches] for panel in figures[0].axes]
+    # mIoU of semantic, equal, all: 41, 30, 43; depth of depth, equal, all: 0.6, 0.9, 0.5
+    assert gains[0] == pytest.approx([0, -1100 / 41, 200 / 41])
+    assert gains[1] == pytest.approx([0, 0])  # 2 px each
+    assert gains[2] == pytest.approx([0, -50, 100 / 6])
+    labels = [panel.get_xlabel().split()[-1] for panel in figures[0].axes]
+    assert labels == ["semantic", "equal", "depth"]  # instance alone is not trained
 
 
 def test_there_are_no_trajectories_of_fixed_weights(tmp_path):
