@@ -211,7 +211,7 @@ def test_bars_are_gains_over_the_task_alone(table, tmp_path, monkeypatch):
     monkeypatch.setattr(comparison_figures, "Figure", Figure)
     comparison_figures.plot_bars(table, tmp_path / "bars.png")
     gains = [[bar.get_width() for bar in panel.patches] for panel in figures[0].axes]
-    # mIoU of semantic, equal, all: 41, 30, 43; depth of depth, equal, all: 0.6, 0.9, 0.5
+    # mIoU of semantic, equal, all: 41, 30, 43; depth of depth, equal, all: .6, .9, .5
     assert gains[0] == pytest.approx([0, -1100 / 41, 200 / 41])
     assert gains[1] == pytest.approx([0, 0])  # 2 px each
     assert gains[2] == pytest.approx([0, -50, 100 / 6])
