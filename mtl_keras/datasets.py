@@ -142,8 +142,8 @@ def prepare(data, image_size, tasks):
 def prepare_cityscapes(root, image_size, tasks, data_dir="data"):
     """The builder of a Cityscapes tree, with its records made if need be.
 
-    The records are made again when the image size, the kinds of files that the
-    tasks need, or any of the files (by name, size and time) differ.
+    The records are made again when the image size or any of the files (by name, size
+    and time) differ. Records of all tasks serve for some of them as well.
 
     Args:
         root: the unpacked tree.
@@ -168,6 +168,19 @@ def prepare_cityscapes(root, image_size, tasks, data_dir="data"):
                     "is masked in the depth targets.",
                     file=sys.stderr,
                 )
+    builder = _open_cityscapes(root, image_size, kinds, data_dir)
+    if not builder.is_prepared() and kinds != set(frames.LABEL_KINDS):
+        try:
+            complete = _open_cityscapes(root, image_size, frames.LABEL_KINDS, data_dir)
+        except UserError:  # the tree does not have the files
+            return _prepare(builder)
+        if complete.is_prepared():
+            return complete
+    return _prepare(builder)
+
+
+def _open_cityscapes(root, image_size, kinds, data_dir):
+    """The builder of some kinds of label files, prepared or not."""
     kinds = tuple(kind for kind in frames.LABEL_KINDS if kind in kinds)
     digest = hashlib.sha256(str(root).encode())
     found = False
@@ -187,7 +200,7 @@ def prepare_cityscapes(root, image_size, tasks, data_dir="data"):
     config = FramesConfig(
         name=name, image_size=tuple(image_size), kinds=kinds, source=str(root)
     )
-    return _prepare(CityscapesMtl(config=config, data_dir=data_dir))
+    return CityscapesMtl(config=config, data_dir=data_dir)
 
 
 def prepare_streets(image_size, sizes=None, seed=0, data_dir="data"):

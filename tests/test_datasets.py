@@ -3,10 +3,11 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import TREE_IMAGE_SIZE, TREE_SEED, TREE_SIZES
 from PIL import Image
 
-from mtl_keras import cityscapes, datasets
+from mtl_keras import cityscapes, data, datasets
 from mtl_keras.errors import UserError
 
 ALL = ("semantic", "instance", "depth")
@@ -90,13 +91,30 @@ def test_records_are_made_again_for_another_size_or_task(
     names = {
         prepare(street_tree, tmp_path, size, tasks).builder_config.name
         for size, tasks in (
+            ((32, 64), ("instance",)),
             ((32, 64), ALL),
             ((32, 32), ALL),
-            ((32, 64), ("instance",)),
         )
     }
     assert len(names) == 3
     assert len(count_reads) == 3 * sum(TREE_SIZES.values())
+
+
+@pytest.mark.parametrize("task", ALL)
+def test_records_of_all_tasks_serve_for_one(street_tree, tmp_path, count_reads, task):
+    """The same targets, and no file is read twice."""
+    own = prepare(street_tree, tmp_path / "own", tasks=(task,))
+    prepare(street_tree, tmp_path / "all")
+    del count_reads[:]
+    shared = prepare(street_tree, tmp_path / "all", tasks=(task,))
+    assert not count_reads
+    assert set(own.info.features) < set(shared.info.features)
+    for expected, batch in zip(
+        data.make_dataset(own, "val", (task,), "train", 2),
+        data.make_dataset(shared, "val", (task,), "train", 2),
+        strict=True,
+    ):
+        tf.nest.map_structure(np.testing.assert_array_equal, expected, batch)
 
 
 def test_records_are_made_again_when_a_file_changes(own_tree, tmp_path, count_reads):
