@@ -353,7 +353,8 @@ def read_history(directory):
 
 
 def write_result(directory):
-    """Keeps the last scores on the validation split: what came of the run."""
+    """Keeps the last scores on the validation split, what came of the run, and no
+    second copy of the last checkpoint, which no crash can damage any more."""
     *_, last = read_history(directory)
     scores = {
         key.removeprefix("val_"): value
@@ -362,6 +363,8 @@ def write_result(directory):
     }
     (directory / "result.json").write_text(json.dumps(scores, indent=2) + "\n")
     (directory / "diverged.txt").unlink(missing_ok=True)
+    for path in (directory / "checkpoints" / "last").glob("*.bkp"):
+        path.unlink()
 
 
 def write_constant_predictor(problem, directory):
