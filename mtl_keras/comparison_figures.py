@@ -55,6 +55,8 @@ def plot_bars(comparison, path):
                     fontsize=7,
                 )
         axis.axvline(0, color="black", lw=0.8)
+        axis.margins(x=0.08)
+        axis.use_sticky_edges = False  # bars begin inside the panel
         axis.set_title(header_of(metric), fontsize=9)
         if reference:
             axis.set_xlabel(f"% better than row {reference}", fontsize=8)
@@ -107,7 +109,7 @@ def plot_sweep(comparison, path):
             )
         arrow = "higher" if metric in HIGHER_IS_BETTER else "lower"
         axis.set_title(f"{header_of(metric)} ({arrow} is better)", fontsize=9)
-        axis.set_xlabel(f"weight of {first}")
+        axis.set(xlabel=f"weight of {first}", xlim=(-0.04, 1.04))
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
