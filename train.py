@@ -100,12 +100,12 @@ def train(options, export=True):
                     verbose=0,
                 )
 
-        runs.write_result(directory)
         history = runs.read_history(directory)
         figures = directory / "figures"
         figures.mkdir(exist_ok=True)
         report.plot_losses(history, options.tasks, figures / "losses.png")
         report.plot_weights(history, options.tasks, figures / "weights.png")
+        runs.write_result(directory)
         if export:
             runs.restore_best(trainer, directory)
             if not (directory / "saved_model").exists():

@@ -455,8 +455,8 @@ def run_script(main):
         sys.exit(2)
     except KeyboardInterrupt:
         print(
-            "Interrupted; the same command goes on from here (a single run: with "
-            "--resume).",
+            "Interrupted; what is trained is kept, and train.py goes on from there (a "
+            "single run: with --resume).",
             file=sys.stderr,
         )
         sys.exit(130)

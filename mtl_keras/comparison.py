@@ -1,5 +1,6 @@
 """What the runs of a table or a sweep have come to, beside what was published."""
 
+import collections
 import csv
 import dataclasses
 import json
@@ -11,16 +12,16 @@ from typing import NamedTuple
 
 from mtl_keras.cli import TrainOptions, differing_options, read_options
 from mtl_keras.errors import UserError
-from mtl_keras.recipes import TABLES, Table
+from mtl_keras.recipes import RECIPES, TABLES, Table
 from mtl_keras.report import COLUMNS, format_table
 from mtl_keras.tables import find_published, list_runs, make_sweep
 
 COLUMN_OF = {metric: (header, factor) for metric, header, factor in COLUMNS}
 HIGHER_IS_BETTER = ("semantic/miou", "class/accuracy")
 
-# What the rows of a table or sweep may differ in, and the runs of a row.
-OWN_OPTIONS = ("recipe", "output", "resume", "seed")
-OWN_OPTIONS += ("tasks", "weighting", "task_weights", "likelihoods")
+# What the rows of a table may differ in, and the runs of a row.
+ROW_OPTIONS = ("tasks", "weighting", "task_weights", "likelihoods")
+RUN_OPTIONS = ("recipe", "output", "resume", "seed")
 
 
 class Score(NamedTuple):
@@ -66,13 +67,13 @@ def compare_runs(root, name="", pair=()):
         UserError: if no run is finished, or if the runs were trained differently.
     """
     root = pathlib.Path(root)
-    found = list_runs(root)
+    found, diverged = list_runs(root), _count_diverged(root)
     if name:
         table = TABLES[name]
         order = list(table.rows)
     else:
         table = make_sweep(pair)
-        weights = [key for key in found if re.fullmatch(r"[\d.]+", key)]
+        weights = {key for key in {**found, **diverged} if re.fullmatch(r"[\d.]+", key)}
         order = sorted(weights, key=float, reverse=True) + ["learned"]
     runs, options = {}, None
     for key in order:
@@ -81,7 +82,9 @@ def compare_runs(root, name="", pair=()):
             if not _belongs(trained, key, name, pair):
                 continue
             options = options or trained
-            _check_alike(root, directory, options, trained)
+            if name:
+                _check_row(directory, trained, name, key)
+            _check_alike(root, directory, options, trained, name)
             runs.setdefault(key, {})[seed] = directory
     if not runs:
         raise UserError(
@@ -94,7 +97,7 @@ def compare_runs(root, name="", pair=()):
         table=table,
         options=options,
         runs=runs,
-        diverged={key: _count_diverged(root, key) for key in order},
+        diverged={key: diverged[key] for key in order if key in diverged},
         scores={key: _read_scores(seeds, table) for key, seeds in runs.items()},
         constants=_read_constants(runs, table),
         published=find_published(name, pair),
@@ -178,7 +181,7 @@ def _row_names(comparison):
     published, by their weight."""
     if "learned" not in comparison.table.rows:
         return [*comparison.table.rows]
-    names = set(comparison.runs)
+    names = {*comparison.runs, *comparison.diverged}
     for source in comparison.published.values():
         names |= set(source["rows"])
     return sorted(names - {"learned"}, key=float, reverse=True) + ["learned"]
@@ -191,8 +194,21 @@ def _belongs(options, key, name, pair):
     return set(options.tasks) <= set(pair)
 
 
-def _check_alike(root, directory, first, options):
-    differing = differing_options(first, options, ignored=OWN_OPTIONS)
+def _check_row(directory, options, name, key):
+    row = {**RECIPES[TABLES[name].recipe], **TABLES[name].rows[key]}
+    for option in ROW_OPTIONS:
+        if option in row and getattr(options, option) != row[option]:
+            raise UserError(
+                f"{directory} was trained with other "
+                f"--{option.replace('_', '-')} than the row {key} of table {name} has; "
+                "move it to another directory."
+            )
+
+
+def _check_alike(root, directory, first, options, name):
+    # The likelihoods of a sweep belong to all of its rows.
+    own = ROW_OPTIONS if name else set(ROW_OPTIONS) - {"likelihoods"}
+    differing = differing_options(first, options, ignored={*RUN_OPTIONS, *own})
     if differing:
         changes = ", ".join(
             f"{flag} {new} in {directory.name} and {old} in others"
@@ -204,8 +220,12 @@ def _check_alike(root, directory, first, options):
         )
 
 
-def _count_diverged(root, key):
-    return len(list(root.glob(f"{key}-seed*/diverged.txt")))
+def _count_diverged(root):
+    """The runs that came to nothing, by row."""
+    paths = root.glob("*-seed*/diverged.txt")
+    return collections.Counter(
+        path.parent.name.rpartition("-seed")[0] for path in paths
+    )
 
 
 def _read_scores(seeds, table):
@@ -260,13 +280,13 @@ def _describe_count(comparison, key):
 
 
 def _describe_weights(comparison, key):
+    tasks = tasks_of(comparison.table)
     if key in comparison.table.rows:
         row = comparison.table.rows[key]
-    else:
-        directory = next(iter(comparison.runs[key].values()))
-        row = vars(read_options(TrainOptions, directory / "options.json"))
-    weights = row.get("task_weights") or dict.fromkeys(row["tasks"], "learned")
-    cells = [weights.get(task, "–") for task in tasks_of(comparison.table)]
+        weights = row["task_weights"] or dict.fromkeys(row["tasks"], "learned")
+    else:  # of a sweep with points of its own
+        weights = dict(zip(tasks, (float(key), 1 - float(key))))
+    cells = [weights.get(task, "–") for task in tasks]
     return " / ".join(c if isinstance(c, str) else f"{c:.3g}" for c in cells)
 
 
@@ -309,7 +329,7 @@ def _describe_length(options):
 def format_score(score):
     """`mean ± standard deviation`, to four digits of the mean."""
     decimals = 3
-    if score.mean:
+    if score.mean and math.isfinite(score.mean):
         decimals = max(3 - math.floor(math.log10(abs(score.mean))), 0)
     text = f"{score.mean:.{decimals}f}"
     return text if score.std is None else f"{text} ± {score.std:.{decimals}f}"

@@ -1,5 +1,7 @@
 """Figures of a table or a sweep: bars, curves over the weight, courses of sigma."""
 
+import math
+
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -37,7 +39,7 @@ def plot_bars(comparison, path):
         sign = 1 if metric in HIGHER_IS_BETTER else -1
         for place, key in zip(places, keys):
             score = comparison.scores[key].get(metric)
-            if score:
+            if score and reference:
                 percent = 100 / comparison.scores[reference][metric].mean
                 axis.barh(
                     place,
@@ -166,7 +168,14 @@ def plot_trajectories(comparison, path):
 
 
 def _reference_row(comparison, keys, metric):
-    """The task of a metric alone, or else the first row that has the metric."""
-    having = [key for key in keys if metric in comparison.scores[key]]
+    """The task of a metric alone, or else the first row that has the metric; `None`
+    if there is nothing to divide by."""
+    having = [
+        key
+        for key in keys
+        if metric in comparison.scores[key]
+        and math.isfinite(comparison.scores[key][metric].mean)
+        and comparison.scores[key][metric].mean
+    ]
     alone = [key for key in having if len(comparison.table.rows[key]["tasks"]) == 1]
     return next(iter(alone + having), None)

@@ -5,8 +5,11 @@ are made once, by all cores, and reused until their config changes; the name of 
 config holds all that they depend on.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
+import itertools
 import multiprocessing
 import os
 import pathlib
@@ -143,7 +146,7 @@ def prepare_cityscapes(root, image_size, tasks, data_dir="data"):
     """The builder of a Cityscapes tree, with its records made if need be.
 
     The records are made again when the image size or any of the files (by name, size
-    and time) differ. Records of all tasks serve for some of them as well.
+    and time) differ. Records of more tasks serve for some of them as well.
 
     Args:
         root: the unpacked tree.
@@ -168,15 +171,24 @@ def prepare_cityscapes(root, image_size, tasks, data_dir="data"):
                     "is masked in the depth targets.",
                     file=sys.stderr,
                 )
-    builder = _open_cityscapes(root, image_size, kinds, data_dir)
-    if not builder.is_prepared() and kinds != set(frames.LABEL_KINDS):
-        try:
-            complete = _open_cityscapes(root, image_size, frames.LABEL_KINDS, data_dir)
-        except UserError:  # the tree does not have the files
-            return _prepare(builder)
-        if complete.is_prepared():
-            return complete
-    return _prepare(builder)
+    return _prepare(
+        lambda: _find_cityscapes(root, image_size, kinds, data_dir), data_dir
+    )
+
+
+def _find_cityscapes(root, image_size, kinds, data_dir):
+    """The builder of some kinds of label files, or one of more that is prepared."""
+    needed = _open_cityscapes(root, image_size, kinds, data_dir)
+    if needed.is_prepared():
+        return needed
+    others = [kind for kind in frames.LABEL_KINDS if kind not in kinds]
+    for count in range(1, len(others) + 1):
+        for added in itertools.combinations(others, count):
+            with contextlib.suppress(UserError):  # the tree does not have them
+                more = _open_cityscapes(root, image_size, kinds | {*added}, data_dir)
+                if more.is_prepared():
+                    return more
+    return needed
 
 
 def _open_cityscapes(root, image_size, kinds, data_dir):
@@ -218,7 +230,7 @@ def prepare_streets(image_size, sizes=None, seed=0, data_dir="data"):
     config = FramesConfig(
         name=name, image_size=tuple(image_size), source=str(seed), sizes=sizes
     )
-    return _prepare(Streets(config=config, data_dir=data_dir))
+    return _prepare(lambda: Streets(config=config, data_dir=data_dir), data_dir)
 
 
 def check_split(builder, split):
@@ -233,9 +245,16 @@ def check_split(builder, split):
         )
 
 
-def _prepare(builder):
-    tfds.display_progress_bar = True
-    builder.download_and_prepare()
+def _prepare(open_builder, data_dir):
+    """The builder with its records, which one process at a time makes."""
+    builder = open_builder()
+    if not builder.is_prepared():
+        pathlib.Path(data_dir).mkdir(parents=True, exist_ok=True)
+        with open(pathlib.Path(data_dir) / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            builder = open_builder()  # another process may have made them
+            tfds.display_progress_bar = True
+            builder.download_and_prepare()
     return builder
 
 

@@ -132,8 +132,8 @@ def _scene_rows(tuned, laplace):
 
 _LAPLACE = {"semantic": "softmax", "instance": "laplace", "depth": "laplace"}
 
-# Rendered streets on two cores, for every row alike. Of the learning rates 2e-3, 4e-3
-# and 8e-3 the last was the best for one task as for three (docs/RESULTS.md).
+# Rendered streets on two cores, for every row alike. The learning rate is the best
+# that was tried for A, and between the best ones of B's rows (docs/RESULTS.md).
 _STREETS = {
     "backbone": "small",
     "pretrained": False,

@@ -361,7 +361,9 @@ def write_result(directory):
         for key, value in last.items()
         if key.startswith("val_")
     }
-    (directory / "result.json").write_text(json.dumps(scores, indent=2) + "\n")
+    unfinished = directory / "result.json.part"
+    unfinished.write_text(json.dumps(scores, indent=2) + "\n")
+    unfinished.replace(directory / "result.json")  # whole, whenever it is there
     (directory / "diverged.txt").unlink(missing_ok=True)
     for path in (directory / "checkpoints" / "last").glob("*.bkp"):
         path.unlink()

@@ -144,10 +144,14 @@ def make_sweep(pair, points=None, recipe=None):
         rows[f"{weight:.4g}"] = fixed_row(**{t: w for t, w in shares.items() if w})
     rows["learned"] = learned_row(*pair)
     is_scene = first in SCENE_TASKS
+    stand_in = TABLES["A" if is_scene else "C"].stand_in
+    if recipe:
+        table = TABLES.get(recipe.split("/")[0])
+        stand_in = table.stand_in if table else {}
     return Table(
         f"Fixed weights of {first} and {second}",
         recipe or ("figure2" if is_scene else "fashion"),
-        {} if recipe else TABLES["A" if is_scene else "C"].stand_in,
+        stand_in,
         rows,
         (SWEEP_METRICS[first], SWEEP_METRICS[second]),
     )

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from mtl_keras import comparison, comparison_figures
-from mtl_keras.cli import TrainOptions, write_options
+from mtl_keras.cli import TrainOptions, read_options, write_options
 from mtl_keras.errors import UserError
 from mtl_keras.recipes import TABLES
 from mtl_keras.tables import plan_runs
@@ -153,6 +153,44 @@ def test_runs_that_were_trained_differently_are_not_compared(tmp_path):
         comparison.compare_runs(tmp_path, "A")
 
 
+def test_runs_with_other_weights_or_likelihoods_are_not_compared(tmp_path):
+    write_runs(tmp_path / "A", "--table A --seeds 2", SCORES, CONSTANTS)
+    path = tmp_path / "A" / "all-seed1" / "options.json"
+    options = read_options(TrainOptions, path)
+    options.likelihoods["depth"] = "laplace"
+    write_options(options, path)
+    message = "all-seed1 was trained with other --likelihoods than the row all of table"
+    with pytest.raises(UserError, match=message):
+        comparison.compare_runs(tmp_path / "A", "A")
+
+    arguments, scores = "--sweep class,reconstruction --points 3", {"class/accuracy": 1}
+    scores = {"learned": [scores] * 2}
+    write_runs(tmp_path / "C", arguments, scores, CONSTANTS)
+    arguments += " --seed 1 --likelihoods class=softmax,reconstruction=laplace"
+    write_runs(tmp_path / "C", arguments, scores, CONSTANTS)
+    with pytest.raises(UserError, match="--likelihoods .* in learned-seed1"):
+        comparison.compare_runs(tmp_path / "C", pair=("class", "reconstruction"))
+
+
+def test_a_weight_that_only_diverged_is_in_the_sweep(sweep, tmp_path):
+    (tmp_path / "sweep" / "0.25-seed0").mkdir()
+    (tmp_path / "sweep" / "0.25-seed0" / "diverged.txt").write_text("NaN")
+    found = comparison.compare_runs(tmp_path / "sweep", pair=("semantic", "depth"))
+    cells = cells_of(comparison.format_comparison(found))
+    assert cells["0.25"][:4] == ["0.25 / 0.75", "(1 diverged)", "", ""]
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_scores_that_are_no_measure_are_shown(tmp_path, value):
+    scores = {"semantic": [{"semantic/miou": value}], "equal": SCORES["equal"]}
+    write_runs(tmp_path, "--table A", scores, CONSTANTS)
+    found = comparison.compare_runs(tmp_path, "A")
+    shown = cells_of(comparison.format_comparison(found))["semantic"][2]
+    assert shown.strip("*") == f"{value:.3f}"
+    comparison_figures.plot_bars(found, tmp_path / "bars.png")
+    assert_picture(tmp_path / "bars.png")
+
+
 def test_a_foreign_run_does_not_hide_its_row(tmp_path):
     write_runs(tmp_path, "--table A", SCORES, CONSTANTS)
     scores = {"equal": [None, SCORES["equal"][0]]}
@@ -232,15 +270,16 @@ def test_nothing_to_compare(tmp_path):
     write_runs(tmp_path, "--table A", SCORES, CONSTANTS)
     with pytest.raises(UserError, match="no finished run of this table"):
         comparison.compare_runs(tmp_path, "B")  # has rows of the same names
+    scores = {"0.5": [{"semantic/miou": 0.4, "instance/mean_abs": 1.0}]}
+    write_runs(tmp_path / "sweep", "--sweep semantic,instance", scores, CONSTANTS)
     with pytest.raises(UserError, match="no finished run of this sweep"):
-        comparison.compare_runs(tmp_path / "all-seed0", pair=("semantic", "depth"))
+        comparison.compare_runs(tmp_path / "sweep", pair=("semantic", "depth"))
 
 
 def test_on_cityscapes_it_says_so(tmp_path):
     write_runs(tmp_path, "--table A --data TREE", SCORES, CONSTANTS)
     text = comparison.format_comparison(comparison.compare_runs(tmp_path, "A"))
     assert "on Cityscapes" in text and "streets" not in text
-    assert TrainOptions().data == ""
 
 
 def test_titles_tell_the_training_sets_apart(tmp_path):

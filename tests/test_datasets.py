@@ -1,5 +1,7 @@
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -98,6 +100,31 @@ def test_records_are_made_again_for_another_size_or_task(
     }
     assert len(names) == 3
     assert len(count_reads) == 3 * sum(TREE_SIZES.values())
+
+
+def test_records_of_two_tasks_serve_for_one(street_tree, tmp_path, count_reads):
+    prepare(street_tree, tmp_path, tasks=("semantic", "depth"))
+    del count_reads[:]
+    prepare(street_tree, tmp_path, tasks=("semantic",))
+    assert not count_reads
+
+
+def test_two_processes_make_the_records_once(street_tree, tmp_path):
+    """As two trainings that are started at the same time do."""
+    script = (
+        "import sys; from mtl_keras.datasets import prepare_cityscapes as prepare;"
+        "builder = prepare(sys.argv[1], (32, 64), ['depth'], sys.argv[2]);"
+        "print(builder.info.splits['train'].num_examples)"
+    )
+    command = [sys.executable, "-c", script, str(street_tree), str(tmp_path)]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    texts = [process.communicate()[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert [text.split()[-1] for text in texts] == [str(TREE_SIZES["train"])] * 2
+    assert sum("Generating" in text or "Downloading" in text for text in texts) == 1
 
 
 @pytest.mark.parametrize("task", ALL)

@@ -143,6 +143,7 @@ def test_sweep_with_the_settings_of_the_figure_or_of_a_recipe():
     assert options.image_size == (128, 256) and options.recipe == "demo"
     options = plan("--sweep semantic,depth --recipe A/tuned")[-1]
     assert options.weighting == "learned" and not options.task_weights
+    assert options.backbone == "small"  # of the stand-in of table A
 
 
 @pytest.mark.parametrize(
