@@ -23,7 +23,7 @@ def value_and_gradients(function, variables):
 
         value, gradients = jax.value_and_grad(stateless)(values)
     else:
-        raise NotImplementedError("the gradients of this backend")
+        raise NotImplementedError("gradients here are those of TensorFlow and JAX")
     return ops.convert_to_numpy(value), [
         np.asarray(ops.convert_to_numpy(gradient)) for gradient in gradients
     ]

@@ -96,7 +96,7 @@ def values_and_gradients(function, layer, images, cotangent):
         outputs, images, weights = run(images, weights)
         gradients = [images, *weights]
     else:
-        raise NotImplementedError("the gradients of this backend")
+        raise NotImplementedError("gradients here are those of TensorFlow and JAX")
     return [
         ops.convert_to_numpy(ops.cast(tensor, "float32"))
         for tensor in (outputs, *gradients)
