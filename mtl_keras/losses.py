@@ -267,6 +267,36 @@ class MaskedLoss(keras.losses.Loss):
         return cls(loss, **config)
 
 
+@keras.saving.register_keras_serializable(package="mtl_keras")
+class L1Norm(keras.losses.Loss):
+    """The sum of the absolute errors of a vector, `|dy| + |dx|` for an offset.
+
+    Keras's `MeanAbsoluteError` is the mean over the components; of an offset, half
+    of this.
+
+    Args:
+        name: str. Defaults to `"l1_norm"`.
+        **kwargs: passed on to `keras.losses.Loss`.
+
+    Call arguments:
+        y_true: targets, `(batch, ..., components)`.
+        y_pred: predictions of the same shape.
+
+    Example:
+    >>> float(L1Norm()(ops.zeros((1, 2)), ops.array([[1.0, -3.0]])))
+    4.0
+
+    References:
+     - [Kendall et al., 2018](https://arxiv.org/abs/1705.07115), section 4.2
+    """
+
+    def __init__(self, name="l1_norm", **kwargs):
+        super().__init__(name=name, **kwargs)
+
+    def call(self, y_true, y_pred):
+        return ops.sum(ops.abs(y_true - y_pred), axis=-1)
+
+
 def _select(mask, values):
     """`values` where `mask` is set, else 0."""
     values = ops.convert_to_tensor(values)
