@@ -1,14 +1,16 @@
 """Multi-task learning using uncertainty to weigh losses, in Keras 3."""
 
 import importlib
+import importlib.machinery
+import sys
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "FixedWeighting": "losses",
+    "FixedWeighting": "weighting",
     "MaskedLoss": "losses",
     "MultiTaskTrainer": "training",
-    "UncertaintyWeighting": "losses",
+    "UncertaintyWeighting": "weighting",
     "build_network": "model",
 }
 _MODULES = (
@@ -20,6 +22,7 @@ _MODULES = (
     "model",
     "optimizers",
     "training",
+    "weighting",
 )
 __all__ = [*_PUBLIC, *_MODULES]
 
@@ -27,12 +30,45 @@ __all__ = [*_PUBLIC, *_MODULES]
 def __getattr__(name):
     # Loaded on first use: the scripts' --help and the renderer's worker
     # processes import the package without waiting for Keras.
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(f"mtl_keras.{_PUBLIC[name]}"), name)
-    if name in _MODULES:
-        return importlib.import_module(f"mtl_keras.{name}")
+    if name in _PUBLIC or name in _MODULES:
+        importlib.import_module("keras")  # and with it the modules
+        module = importlib.import_module(f"mtl_keras.{_PUBLIC.get(name, name)}")
+        return getattr(module, name) if name in _PUBLIC else module
     raise AttributeError(f"module 'mtl_keras' has no attribute {name!r}")
 
 
 def __dir__():
     return __all__
+
+
+def _import_modules():
+    """Makes the classes known to `keras.models.load_model`."""
+    for name in _MODULES:
+        importlib.import_module(f"mtl_keras.{name}")
+
+
+class _AfterKeras(importlib.machinery.PathFinder):
+    """Imports the modules right after Keras, unless one of them imports it now."""
+
+    @classmethod
+    def find_spec(cls, fullname, path=None, target=None):
+        if fullname != "keras":
+            return None
+        sys.meta_path.remove(cls)
+        spec = super().find_spec(fullname, path, target)
+        if spec is None or any(f"mtl_keras.{name}" in sys.modules for name in _MODULES):
+            return spec
+        load = spec.loader.exec_module
+
+        def load_and_import(module):
+            load(module)
+            _import_modules()
+
+        spec.loader.exec_module = load_and_import
+        return spec
+
+
+if "keras" in sys.modules:
+    _import_modules()
+else:
+    sys.meta_path.insert(0, _AfterKeras)

@@ -1,235 +1,41 @@
-"""Weighting of task losses, learned or fixed, and losses under a mask."""
+"""Losses of single elements, summed where a mask says that they count."""
 
-from typing import NamedTuple
+import inspect
 
 import keras
-from keras import ops
+from keras import ops, tree
+from keras.src.backend import get_keras_mask  # has no public name
 
-
-class Likelihood(NamedTuple):
-    """The noise model of a task: its loss `L` enters the total as
-    `a * exp(-s) * L + c * s`, and `exp(s / sigma_power)` is called sigma."""
-
-    a: float
-    c: float
-    sigma_power: int
-
-
-LIKELIHOODS = {
-    "softmax": Likelihood(a=1.0, c=0.5, sigma_power=2),  # paper, eq. 10
-    "gaussian": Likelihood(a=0.5, c=0.5, sigma_power=2),  # paper, eq. 5 and 7
-    "laplace": Likelihood(a=1.0, c=1.0, sigma_power=1),  # -log p of Laplace(0, b)
-    "mtl": Likelihood(a=0.5, c=1.0, sigma_power=2),  # the original's code
-}
-
-
-@keras.saving.register_keras_serializable(package="mtl_keras")
-class UncertaintyWeighting(keras.layers.Layer):
-    """Adds up task losses, each scaled by a learned noise level.
-
-    With one stored scalar `s` per task, returns the sum over tasks of
-    `a * exp(-s) * loss + c * s`; `a` and `c` follow from the likelihood:
-
-    | likelihood | a | c | s is | for |
-    |---|---|---|---|---|
-    | `softmax` | 1 | 1/2 | log sigma^2 | cross entropy (eq. 10) |
-    | `gaussian` | 1/2 | 1/2 | log sigma^2 | squared error (eq. 7) |
-    | `laplace` | 1 | 1 | log b | absolute error |
-    | `mtl` | 1/2 | 1 | log sigma^2 | the formula of the first public code |
-
-    A constant loss `L` drives `s` to `log(a * L / c)`, where the task's weight
-    `a * exp(-s)` is `c / L`. The total may be negative: `c * s` has no floor, and
-    a task whose loss is small has a negative `s`. Watch the task losses.
-
-    Sees scalars only; masks are applied before. The losses should be means, so
-    that neither the batch size nor the number of outputs changes the balance.
-    Weights and arithmetic are float32 under every dtype policy.
-
-    Args:
-        likelihoods: dict. Task name to `"softmax"`, `"gaussian"`,
-            `"laplace"` or `"mtl"`.
-        initial_log_variance: float, or dict of floats by task. Start value
-            of every `s`. Defaults to `0.0`.
-        **kwargs: passed on to `keras.layers.Layer`.
-
-    Call arguments:
-        losses: dict of scalar tensors. The keys are tasks of `likelihoods`; a
-            task that is left out contributes nothing.
-        present: optional dict of scalars, 1 or 0 by task. A task with 0 (no
-            valid target in this batch) contributes neither its loss nor its
-            regularizer, so that its `s` stays where it is.
-
-    Returns:
-        The total, a float32 scalar.
-
-    Raises:
-        ValueError: for an unknown likelihood or task.
-
-    Example:
-    >>> layer = UncertaintyWeighting({"semantic": "softmax", "depth": "gaussian"})
-    >>> float(layer({"semantic": ops.array(2.0), "depth": ops.array(4.0)}))
-    4.0
-
-    References:
-     - [Kendall et al., 2018](https://arxiv.org/abs/1705.07115), section 3.2
-    """
-
-    def __init__(self, likelihoods, initial_log_variance=0.0, **kwargs):
-        super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
-        if not likelihoods:
-            raise ValueError("`likelihoods` names no task.")
-        for task, name in likelihoods.items():
-            if name not in LIKELIHOODS:
-                raise ValueError(
-                    f"Unknown likelihood {name!r} for task {task!r}. "
-                    f"Expected one of {', '.join(LIKELIHOODS)}."
-                )
-        self.likelihoods = dict(likelihoods)
-        self.initial_log_variance = initial_log_variance
-        if isinstance(initial_log_variance, dict):
-            starts = initial_log_variance
-            _check_tasks("initial_log_variance", starts, self.likelihoods)
-        else:
-            starts = dict.fromkeys(self.likelihoods, initial_log_variance)
-        self.log_variances = {
-            task: self.add_weight(
-                name=f"{task}_log_variance",
-                shape=(),
-                initializer=keras.initializers.Constant(starts.get(task, 0.0)),
-                autocast=False,
-            )
-            for task in self.likelihoods
-        }
-        self.built = True
-
-    def call(self, losses, present=None):
-        _check_tasks("losses", losses, self.likelihoods)
-        total = 0.0
-        for task, loss in losses.items():
-            a, c, _ = LIKELIHOODS[self.likelihoods[task]]
-            s = ops.convert_to_tensor(self.log_variances[task])
-            term = a * ops.exp(-s) * ops.cast(loss, "float32") + c * s
-            total += term if present is None else term * present[task]
-        return total
-
-    def compute_output_shape(self, losses, present=None):
-        return ()
-
-    def compute_output_spec(self, losses, present=None):
-        return keras.KerasTensor((), "float32")
-
-    def sigmas(self):
-        """The noise levels now, `{task: float}`; for `laplace`, the scale b."""
-        logs = self.logs()
-        return {task: float(logs[f"{task}/sigma"]) for task in self.likelihoods}
-
-    def task_weights(self):
-        """What each loss is multiplied by now, `{task: float}`."""
-        logs = self.logs()
-        return {task: float(logs[f"{task}/weight"]) for task in self.likelihoods}
-
-    def logs(self):
-        """`{task}/sigma` and `{task}/weight` as tensors, for the training step."""
-        logs = {}
-        for task, s in self.log_variances.items():
-            a, _, sigma_power = LIKELIHOODS[self.likelihoods[task]]
-            s = ops.convert_to_tensor(s)
-            logs[f"{task}/sigma"] = ops.exp(s / sigma_power)
-            logs[f"{task}/weight"] = a * ops.exp(-s)
-        return logs
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "likelihoods": dict(self.likelihoods),
-            "initial_log_variance": self.initial_log_variance,
-        }
-
-
-@keras.saving.register_keras_serializable(package="mtl_keras")
-class FixedWeighting(keras.layers.Layer):
-    """Adds up task losses with fixed weights, the baseline of every table.
-
-    Args:
-        weights: dict. Task name to a finite weight of 0 or more; 0 switches
-            the task off.
-        **kwargs: passed on to `keras.layers.Layer`.
-
-    Call arguments:
-        losses: dict of scalar tensors, the keys are tasks of `weights`.
-        present: ignored; the loss of an absent task is 0 anyway.
-
-    Returns:
-        The weighted sum, a float32 scalar.
-
-    Raises:
-        ValueError: for a negative weight or an unknown task.
-
-    Example:
-    >>> layer = FixedWeighting({"semantic": 0.5, "depth": 0.25})
-    >>> float(layer({"semantic": ops.array(2.0), "depth": ops.array(4.0)}))
-    2.0
-    """
-
-    def __init__(self, weights, **kwargs):
-        super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
-        if not weights:
-            raise ValueError("`weights` names no task.")
-        for task, weight in weights.items():
-            if not 0 <= weight < float("inf"):
-                raise ValueError(
-                    f"The weight of task {task!r} must be finite and not "
-                    f"negative. Received: {weight}"
-                )
-        self.weights_by_task = {task: float(w) for task, w in weights.items()}
-        self.built = True
-
-    def call(self, losses, present=None):
-        _check_tasks("losses", losses, self.weights_by_task)
-        # A task of weight 0 is left out, not multiplied: 0 * nan is nan.
-        terms = [
-            self.weights_by_task[task] * ops.cast(loss, "float32")
-            for task, loss in losses.items()
-            if self.weights_by_task[task]
-        ]
-        return sum(terms, start=ops.zeros(()))
-
-    def compute_output_shape(self, losses, present=None):
-        return ()
-
-    def compute_output_spec(self, losses, present=None):
-        return keras.KerasTensor((), "float32")
-
-    def sigmas(self):
-        """No noise level is learned: `{}`."""
-        return {}
-
-    def task_weights(self):
-        """What each loss is multiplied by, `{task: float}`."""
-        return dict(self.weights_by_task)
-
-    def get_config(self):
-        return {**super().get_config(), "weights": dict(self.weights_by_task)}
+from mtl_keras.distribution import num_replicas
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
 class MaskedLoss(keras.losses.Loss):
     """The mean of a Keras loss over the elements whose mask is set.
 
+    `MultiTaskTrainer` averages every loss in this way by itself. This is for other
+    training loops, in which Keras divides by all elements, also those that a mask
+    leaves out.
+
     Targets and predictions are replaced by 0 where the mask is 0 before the
     loss sees them, so that nothing there (NaN included) reaches value or
     gradient. The sum is divided by the sum of the mask; an empty mask gives 0.
 
     Args:
-        loss: a `keras.losses.Loss`, such as `keras.losses.MeanAbsoluteError()`.
-            Its own reduction is replaced.
+        loss: a `keras.losses.Loss`, such as `keras.losses.MeanAbsoluteError()`, or
+            the name of one, or a function of targets and predictions. It stays as it
+            is; its reduction does not matter.
+        name: optional str.
         **kwargs: passed on to `keras.losses.Loss`.
 
     Call arguments:
         y_true: targets, `(batch, ...)` or `(batch, ..., channels)`.
         y_pred: predictions, `(batch, ..., channels)`.
-        sample_weight: mask, `(batch, ...)`, 0 or a positive weight an element.
-            `None` counts every element.
+        sample_weight: mask of any dtype, 0 or a positive weight, as `sum_loss`
+            takes it. `None` counts every element.
+
+    Raises:
+        ValueError: if the mask fits neither the elements nor the samples.
 
     Example:
     >>> loss = MaskedLoss(keras.losses.MeanAbsoluteError())
@@ -241,21 +47,19 @@ class MaskedLoss(keras.losses.Loss):
 
     def __init__(self, loss, name=None, **kwargs):
         kwargs.pop("reduction", None)
+        loss = get_loss(loss, "MaskedLoss")
         super().__init__(
-            name=name or loss.name, reduction="mean_with_sample_weight", **kwargs
+            name=name or getattr(loss, "name", None),
+            reduction="mean_with_sample_weight",
+            **kwargs,
         )
         self.loss = loss
-        self.loss.reduction = None
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        if sample_weight is not None:
-            sample_weight = ops.convert_to_tensor(sample_weight)
-            y_true = _select(sample_weight, y_true)
-            y_pred = _select(sample_weight, y_pred)
-        return super().__call__(y_true, y_pred, sample_weight)
-
-    def call(self, y_true, y_pred):
-        return self.loss.call(y_true, y_pred)
+        total, count = sum_loss(self.loss, y_true, y_pred, sample_weight, self.name)
+        mean = total / ops.where(count > 0, count, ops.ones_like(count))
+        # As every loss of Keras: the replicas' losses are added up.
+        return mean / num_replicas()
 
     def get_config(self):
         config = super().get_config()
@@ -297,18 +101,248 @@ class L1Norm(keras.losses.Loss):
         return ops.sum(ops.abs(y_true - y_pred), axis=-1)
 
 
-def _select(mask, values):
-    """`values` where `mask` is set, else 0."""
-    values = ops.convert_to_tensor(values)
-    for _ in range(len(values.shape) - len(mask.shape)):
-        mask = ops.expand_dims(mask, -1)
-    return ops.where(mask > 0, values, ops.zeros_like(values))
+@keras.saving.register_keras_serializable(package="mtl_keras")
+class FunctionLoss(keras.losses.Loss):
+    """A function of targets and predictions that returns a value per element."""
+
+    def __init__(self, fn, name=None, **kwargs):
+        super().__init__(name=name or getattr(fn, "__name__", None), **kwargs)
+        self.fn = fn
+
+    def call(self, y_true, y_pred):
+        return self.fn(y_true, y_pred)
+
+    def get_config(self):
+        config = super().get_config()
+        return {**config, "fn": keras.saving.serialize_keras_object(self.fn)}
+
+    @classmethod
+    def from_config(cls, config):
+        fn = keras.saving.deserialize_keras_object(config.pop("fn"))
+        return cls(fn, **config)
 
 
-def _check_tasks(argument, given, known):
-    unknown = sorted(set(given) - set(known))
-    if unknown:
+def get_loss(identifier, whose):
+    """What Keras takes for a loss, as something that `sum_loss` can sum.
+
+    Args:
+        identifier: a `keras.losses.Loss`, its class or its name, a function of
+            targets and predictions that returns a value per element, or a callable
+            with the argument `sample_weight` that returns a scalar.
+        whose: str, what messages call the owner of the loss.
+
+    Returns:
+        A `keras.losses.Loss`, or the callable with `sample_weight`.
+
+    Raises:
+        ValueError: for anything else, and for a loss that sums.
+    """
+    try:
+        loss = keras.losses.get(identifier)
+    except (TypeError, ValueError):
+        loss = None
+    if loss is None:
         raise ValueError(
-            f"`{argument}` has no place for {', '.join(map(repr, unknown))}. "
-            f"The tasks are {', '.join(map(repr, known))}."
+            f"The loss of {whose} must be a Keras loss, its name, or a function of "
+            f"targets and predictions. Received: {identifier!r}"
         )
+    if isinstance(loss, MaskedLoss):
+        return loss.loss
+    if not isinstance(loss, keras.losses.Loss):
+        return loss if _takes_weights(loss) else FunctionLoss(loss)
+    if loss.reduction == "sum":
+        raise ValueError(
+            f"The loss of {whose} has the reduction 'sum', but it is averaged over the "
+            "valid elements; leave the reduction out."
+        )
+    return loss
+
+
+def sum_loss(loss, y_true, y_pred, mask=None, whose="the task"):
+    """Sums a loss over the valid elements of a batch.
+
+    An element is what the predictions have channels for: a sample, a step of a
+    sequence, a pixel. It is valid if the mask is above 0 there, if the mask that
+    layers of the network carry along is set, and if the loss itself does not ignore
+    it (`ignore_class`). What lies under a mask, NaN included, reaches neither the
+    sum nor its gradient.
+
+    Args:
+        loss: what `get_loss` returned.
+        y_true: targets, `(batch, ...)` or `(batch, ..., channels)`.
+        y_pred: predictions, `(batch, ..., channels)` or `(batch,)`.
+        mask: optional, of any dtype: a weight per element, `(batch, ...)` or
+            `(batch, ..., 1)`, or per sample, `(batch,)` or `(batch, 1)`; 0 where
+            nothing counts.
+        whose: str, what messages call the owner of loss and mask.
+
+    Returns:
+        The sum of weight times loss, and the sum of the weights: scalars, whose
+        ratio is the mean. A callable that takes `sample_weight` and returns a mean
+        is given weights whose mean is 1, so that it does not matter whether it
+        divides by their sum or by their number.
+
+    Raises:
+        ValueError: for a mask of another shape, and for a loss that is no scalar or
+            that cannot be masked.
+    """
+    if not _is_elementwise(loss):
+        return _sum_weighted_mean(loss, y_true, y_pred, mask, whose)
+    y_true, y_pred, weights = align(y_true, y_pred, mask, whose, loss.dtype)
+    values = loss.call(y_true, y_pred)
+    kept = get_keras_mask(values)  # by `ignore_class`
+    values = ops.convert_to_tensor(values, loss.dtype)
+    weights = _fit_weights(weights, values, whose)
+    if kept is not None:
+        kept = ops.cast(kept, values.dtype)
+        weights = kept if weights is None else weights * kept
+    if weights is None:
+        is_mean = not len(values.shape)
+        count = ops.shape(y_pred)[0] if is_mean else ops.size(values)
+        count = ops.cast(count, values.dtype)
+        return (values * count if is_mean else ops.sum(values)), count
+    weights = ops.broadcast_to(ops.cast(weights, values.dtype), ops.shape(values))
+    weighted = ops.where(weights > 0, values * weights, ops.zeros_like(values))
+    return ops.sum(weighted), ops.sum(weights)
+
+
+def align(y_true, y_pred, mask=None, whose="the task", dtype=None):
+    """Brings targets, predictions and mask of a task into step.
+
+    Args:
+        y_true, y_pred, mask, whose: as for `sum_loss`.
+        dtype: optional, that of targets and predictions afterwards.
+
+    Returns:
+        Targets; predictions, `(batch, ..., channels)`; both 0 where the mask is;
+        and float weights, `(batch, ...)` or `(batch, 1, ...)`, `None` if every
+        element counts.
+
+    Raises:
+        ValueError: for a mask of another shape.
+    """
+    carried = get_keras_mask(y_pred)
+    y_pred = ops.convert_to_tensor(y_pred, dtype)
+    y_true = tree.map_structure(lambda y: ops.convert_to_tensor(y, dtype), y_true)
+    if len(y_pred.shape) == 1:
+        y_pred = ops.expand_dims(y_pred, -1)
+    if not tree.is_nested(y_true) and y_pred.shape[-1] == 1:
+        # Keras would drop the predictions' last axis, or pair all with all.
+        if len(y_true.shape) == len(y_pred.shape) - 1:
+            y_true = ops.expand_dims(y_true, -1)
+    weights = None
+    for given in (mask, carried):
+        if given is not None:
+            given = _as_weights(given, tuple(y_pred.shape[:-1]), whose)
+            weights = given if weights is None else weights * given
+    if weights is not None:
+        y_true = tree.map_structure(lambda y: _select(weights, y), y_true)
+        y_pred = _select(weights, y_pred)
+    return y_true, y_pred, weights
+
+
+def _as_weights(mask, elements, whose):
+    """A mask as weights of the rank of the elements, 0 where it is not above 0."""
+    mask = ops.convert_to_tensor(mask)
+    shape, rank = tuple(mask.shape), len(elements)
+    has_channel = len(shape) == rank + 1 and shape[-1] == 1
+    if has_channel or shape[1:] == (1,) != elements[1:]:
+        shape = shape[:-1]
+    agree = all(m == e or None in (m, e) for m, e in zip(shape, elements))
+    if not agree or len(shape) not in (1, rank):
+        raise ValueError(
+            f"The mask of {whose} must have one value per element, here "
+            f"{_as_text(elements)}, or one per sample, {_as_text(elements[:1])}; a "
+            f"last axis of 1 does no harm. Received: shape {_as_text(mask.shape)}"
+        )
+    is_double = keras.backend.standardize_dtype(mask.dtype) == "float64"
+    mask = ops.cast(mask, "float64" if is_double else "float32")
+    mask = ops.where(mask > 0, mask, ops.zeros_like(mask))  # NaN is not above 0 either
+    if len(shape) == 1:
+        return ops.reshape(mask, (-1, *[1] * (rank - 1)))
+    return ops.squeeze(mask, -1) if has_channel else mask
+
+
+def _select(weights, values):
+    """`values` where `weights` are above 0, else 0."""
+    for _ in range(len(values.shape) - len(weights.shape)):
+        weights = ops.expand_dims(weights, -1)
+    return ops.where(weights > 0, values, ops.zeros_like(values))
+
+
+def _fit_weights(weights, values, whose):
+    """The weights in the rank of what a loss returned."""
+    if weights is None:
+        return None
+    rank, missing = len(values.shape), len(values.shape) - len(weights.shape)
+    if missing >= 0:
+        for _ in range(missing):
+            weights = ops.expand_dims(weights, -1)
+        return weights
+    if rank == 0 or any(size != 1 for size in weights.shape[1:]):
+        what = "sample" if rank else "batch"
+        raise ValueError(
+            f"The loss of {whose} returns one value per {what}, to which a mask of the "
+            f"shape {_as_text(weights.shape)} cannot be applied; let it return a value "
+            "per element, or take `sample_weight`."
+        )
+    return ops.reshape(weights, (-1, *[1] * (rank - 1)))
+
+
+def _sum_weighted_mean(loss, y_true, y_pred, mask, whose):
+    """`sum_loss` of a callable that takes weights and returns a mean."""
+    if num_replicas() > 1 and isinstance(loss, keras.losses.Loss):
+        raise ValueError(
+            f"The loss of {whose} has a `__call__` of its own, and may have divided by "
+            "the number of replicas or not; put what it does into `call`."
+        )
+    carried = get_keras_mask(y_pred)
+    count, scaled = ops.shape(y_pred)[0], None
+    if mask is not None or carried is not None:
+        target, prediction, weights = align(y_true, y_pred, mask, whose)
+        elements = ops.shape(prediction)[:-1]
+        count = ops.sum(ops.broadcast_to(weights, elements))
+        size = ops.cast(ops.size(weights), weights.dtype)
+        # Without a valid element every error is 0, and so is its gradient: the weights
+        # are 1 then, lest the loss divide by 0.
+        scaled = weights * size / ops.maximum(ops.sum(weights), 1e-30)
+        scaled = ops.where(count > 0, scaled, ops.ones_like(scaled))
+        # In the shapes that they came in.
+        scaled = ops.reshape(scaled, ops.shape(mask if carried is None else scaled))
+        y_pred = ops.reshape(prediction, ops.shape(y_pred))
+        if not tree.is_nested(y_true):
+            target = ops.reshape(target, ops.shape(y_true))
+        y_true = target
+    value = ops.convert_to_tensor(loss(y_true, y_pred, scaled))
+    if len(value.shape):
+        raise ValueError(
+            f"The loss of {whose} must be a scalar. Received: shape "
+            f"{_as_text(value.shape)}"
+        )
+    count = ops.cast(count, value.dtype)
+    return ops.where(count > 0, value * count, ops.zeros_like(value)), count
+
+
+def _is_elementwise(loss):
+    """Whether `loss.call` has the values of single elements."""
+    return (
+        isinstance(loss, keras.losses.Loss)
+        and type(loss).__call__ is keras.losses.Loss.__call__
+    )
+
+
+def _takes_weights(function):
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
+    required = [p for p in parameters if p.default is p.empty and p.kind in positional]
+    return len(required) > 2 or any(p.name == "sample_weight" for p in parameters)
+
+
+def _as_text(shape):
+    return f"({', '.join('batch' if n is None else str(n) for n in shape)})"

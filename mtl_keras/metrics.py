@@ -44,12 +44,25 @@ class EvaluatedMeanIoU(keras.metrics.IoU):
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         table = ops.convert_to_tensor(self._table, "int32")
-        y_true = ops.take(table, ops.cast(y_true, "int32"))
+        y_true = ops.cast(y_true, "int32")
+        # 255 and -1, the usual marks of pixels without a label, are no class.
+        is_class = ops.logical_and(y_true >= 0, y_true < len(self._table))
+        y_true = ops.take(table, ops.where(is_class, y_true, 0))
         y_pred = ops.take(table, ops.argmax(y_pred, axis=-1))
-        counts = ops.cast(y_true < len(EVALUATED), "int32")
+        counts = ops.logical_and(is_class, y_true < len(EVALUATED))
         if sample_weight is not None:
-            counts *= ops.cast(sample_weight > 0, "int32")
-        return super().update_state(y_true, y_pred, counts)
+            valid = ops.cast(ops.convert_to_tensor(sample_weight), "float32") > 0
+            counts = ops.logical_and(counts, ops.reshape(valid, ops.shape(counts)))
+        return super().update_state(y_true, y_pred, ops.cast(counts, "int32"))
+
+    def result(self):
+        # Keras's adds an epsilon, so that a perfect prediction has less than 1.
+        hits = ops.diagonal(self.total_cm)
+        union = ops.sum(self.total_cm, axis=0) + ops.sum(self.total_cm, axis=1) - hits
+        hits, union = hits[: len(EVALUATED)], union[: len(EVALUATED)]
+        occurs = ops.cast(union > 0, "float32")
+        iou = ops.cast(hits, "float32") / ops.cast(ops.maximum(union, 1), "float32")
+        return ops.sum(iou) / ops.maximum(ops.sum(occurs), 1.0)
 
     def per_class_iou(self):
         """`{class name: IoU}`; `None` for a class that neither occurs nor is

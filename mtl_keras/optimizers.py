@@ -1,4 +1,4 @@
-"""Adam in one operation a weight."""
+"""Adam in one operation per weight, and a learning rate of their own for the sigmas."""
 
 import keras
 from keras import ops
@@ -67,3 +67,138 @@ class Adam(keras.optimizers.Adam):
 
     def _has_kernel(self):
         return keras.backend.backend() == "tensorflow" and not self.amsgrad
+
+
+# They keep a copy of every weight, or forget where it started, so that no log variance
+# can be started at its equilibrium or held while its task is absent.
+_UNFIT = (keras.optimizers.Ftrl, keras.optimizers.ScheduleFreeAdamW)
+
+
+@keras.saving.register_keras_serializable(package="mtl_keras")
+class WeightingOptimizer(keras.optimizers.MultiOptimizer):
+    """One optimizer for a network, another for the weights of its loss weighting.
+
+    The second is by default a copy of the first, whose learning rate is `factor` times
+    that of the first at every step, schedules and callbacks included. Everything else
+    is the optimizer's own arithmetic: momentum, averaged weights, accumulated
+    gradients, loss scaling. Each clips its own gradients, and the second decays
+    nothing.
+
+    `learning_rate` and `iterations` are those of the network's optimizer.
+
+    Args:
+        network_optimizer: a `keras.optimizers.Optimizer`.
+        sigma_optimizer: optional one for the weights of the weighting, in place of the
+            copy. Its learning rate is its own, then.
+        factor: float. Defaults to `10.0`.
+        sigmas: list of `keras.Variable`, the weights of the weighting.
+        name: optional str.
+
+    Raises:
+        ValueError: for an optimizer whose steps cannot be taken in this way.
+    """
+
+    def __init__(
+        self, network_optimizer, sigma_optimizer=None, factor=10.0, sigmas=(), name=None
+    ):
+        has_own_sigma_optimizer = sigma_optimizer is not None
+        if sigma_optimizer is None:
+            sigma_optimizer = _copy_for_sigmas(network_optimizer, factor)
+        _check_sigma_optimizer(sigma_optimizer)
+        # Sigmas first: the copy asks for the learning rate of this step, not the next.
+        super().__init__(
+            _OptimizerOfVariable(network_optimizer, sigma_optimizer, sigmas),
+            loss_scale_factor=network_optimizer.loss_scale_factor,
+            name=name,
+        )
+        self.network_optimizer = network_optimizer
+        self.sigma_optimizer = sigma_optimizer
+        self.has_own_sigma_optimizer = has_own_sigma_optimizer
+        self.factor = factor
+
+    @property
+    def learning_rate(self):
+        return self.network_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        self.network_optimizer.learning_rate = value
+
+    @property
+    def iterations(self):
+        return self.network_optimizer.iterations
+
+    def save_own_variables(self, store):
+        # Keras saves the two optimizers as what they are, too: not twice.
+        for i, variable in enumerate(self._variables):
+            store[str(i)] = ops.convert_to_numpy(variable)
+
+    def load_own_variables(self, store):
+        for i, variable in enumerate(self._variables):
+            variable.assign(store[str(i)])
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        own = self.sigma_optimizer if self.has_own_sigma_optimizer else None
+        return {
+            "network_optimizer": serialize(self.network_optimizer),
+            "sigma_optimizer": own and serialize(own),
+            "factor": self.factor,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        deserialize = keras.saving.deserialize_keras_object
+        optimizers = {
+            key: config[key] and deserialize(config[key], custom_objects)
+            for key in ("network_optimizer", "sigma_optimizer")
+        }
+        return cls(**{**config, **optimizers})
+
+
+class _OptimizerOfVariable:
+    """What `MultiOptimizer` asks which optimizer a variable belongs to."""
+
+    def __init__(self, network_optimizer, sigma_optimizer, sigmas):
+        self.default_optimizer = network_optimizer
+        self.sigma_optimizer = sigma_optimizer
+        self.sigmas = {id(variable) for variable in sigmas}
+
+    def values(self):
+        return [self.sigma_optimizer]
+
+    def __call__(self, variable):
+        is_sigma = id(variable) in self.sigmas
+        return self.sigma_optimizer if is_sigma else self.default_optimizer
+
+
+def _copy_for_sigmas(optimizer, factor):
+    """A new optimizer of the same kind with `factor` times its learning rate."""
+    config = {
+        **optimizer.get_config(),
+        "name": f"{optimizer.name}_of_sigmas",
+        "learning_rate": lambda: (
+            factor * ops.convert_to_tensor(optimizer.learning_rate)
+        ),
+    }
+    try:
+        copy = type(optimizer).from_config(config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{type(optimizer).__name__} cannot be copied for the weights of the "
+            f"weighting ({error}); give `compile` a `sigma_optimizer` of their own."
+        ) from error
+    for name in ("weight_decay", "adam_weight_decay"):  # the latter is that of Muon
+        if hasattr(copy, name):
+            setattr(copy, name, None)
+    return copy
+
+
+def _check_sigma_optimizer(optimizer):
+    if isinstance(optimizer, _UNFIT):
+        raise ValueError(
+            f"{type(optimizer).__name__} cannot train the weights of the weighting: it "
+            "would undo where they start. Give `compile` another `sigma_optimizer` for "
+            "them, such as keras.optimizers.Adam(1e-2)."
+        )

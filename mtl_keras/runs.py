@@ -29,12 +29,12 @@ from mtl_keras.cli import (
     write_options,
 )
 from mtl_keras.errors import BusyError, DivergenceError, UserError
-from mtl_keras.losses import FixedWeighting, UncertaintyWeighting
 from mtl_keras.metrics import SplitScore
 from mtl_keras.optimizers import Adam
 from mtl_keras.recipes import DATASETS
 from mtl_keras.report import ProgressReport
 from mtl_keras.training import MultiTaskTrainer
+from mtl_keras.weighting import FixedWeighting, UncertaintyWeighting
 
 
 def check_options(options):

@@ -1,7 +1,18 @@
 """A `keras.Model` that trains a multi-output network under a loss weighting."""
 
+import warnings
+
 import keras
 from keras import ops
+
+from mtl_keras.distribution import (
+    mean_over_replicas,
+    num_replicas,
+    sum_over_replicas,
+)
+from mtl_keras.losses import align, get_loss, sum_loss
+from mtl_keras.optimizers import WeightingOptimizer
+from mtl_keras.weighting import check_loss
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
@@ -11,37 +22,50 @@ class MultiTaskTrainer(keras.Model):
     One step computes the loss of every task, lets `weighting` add them up, and
     updates network and weighting together. `fit`, `evaluate`, `predict` and every
     callback are Keras's own. The network itself stays as it is and can be saved
-    and exported without the weighting.
+    and exported without the weighting; `export` does so.
 
     `fit` and `evaluate` take `(x, targets)` or `(x, targets, masks)`, arrays or a
-    data set, where `targets` and `masks` are dicts by task. A mask is the sample
-    weight of its task; masks given as arrays have to be given for every target. A
-    task whose mask is all 0 in a batch adds nothing to it.
+    data set, where `targets` and `masks` are dicts by task, or lists or single
+    arrays in the order of the outputs, if these have names. A mask is the sample
+    weight of its task: per element, as in `(batch, height, width)`, or per sample,
+    `(batch,)`, either also with a last axis of 1, of any dtype. A task may have no
+    mask.
+
+    Every task is averaged over its valid elements, whatever the reduction of its
+    loss, on all replicas of a `tf.distribute` strategy together. Masks that layers
+    carry along (`mask_zero`) and the `ignore_class` of a loss count as well. What
+    lies under a mask, NaN included, reaches neither network nor loss nor metrics. A
+    task without a valid element in a batch adds nothing to it, and its `s` stays
+    where it is.
 
     The logs hold `loss` (the total, regularizers of the network included) and by
     task `{task}/loss`, `{task}/{metric}`, and while training `{task}/sigma` and
-    `{task}/weight`, as they are after the last step.
+    `{task}/weight`, as they are after the last step. In training, `loss` is the mean
+    over the steps; in evaluation it is what the weighting makes of the losses of the
+    whole split. Like these, it does not depend on how the split is cut into batches.
 
     Args:
-        network: functional `keras.Model`. Its outputs are a dict by task, or a
-            list or a single tensor, which then go by `network.output_names`.
-        losses: dict. Task name to anything called as
-            `loss(y_true, y_pred, sample_weight)` that returns a scalar, such as
-            an instance of `keras.losses.Loss`. Outputs without a loss are not
-            trained.
+        network: `keras.Model`, with a dict of outputs by task, or with a list or a
+            single output, which then go by the names of the output layers (any name
+            will do for a single output with a single loss).
+        losses: dict. Task name to a `keras.losses.Loss`, the name of one, a function
+            of targets and predictions that returns a value per element, or anything
+            called as `loss(y_true, y_pred, sample_weight)` that returns a scalar
+            mean. Outputs without a loss, or with the loss `None`, are not trained.
         weighting: `UncertaintyWeighting` or `FixedWeighting` (or any layer called
             in the same way) with the same tasks.
-        task_metrics: optional dict. Task name to a list of
-            `keras.metrics.Metric`.
-        sigma_learning_rate_factor: float. The weights of `weighting` move by this
-            factor times the optimizer's step. Adam moves a weight by at most one
-            learning rate a step, too slow for a log variance that may have to
+        task_metrics: optional dict. Task name to a metric or a list of metrics,
+            `keras.metrics.Metric` or their names.
+        sigma_learning_rate_factor: float. The learning rate of the weights of
+            `weighting`, in that of the optimizer. Adam moves a weight by at most one
+            learning rate per step, too slow for a log variance that may have to
             travel several units. Defaults to `10.0`.
         **kwargs: passed on to `keras.Model`.
 
     Raises:
         ValueError: if tasks of network, losses, weighting, metrics or data do not
-            fit.
+            fit; for a mask or loss of the wrong shape; for a negative loss under
+            learned weights.
 
     Example:
     >>> inputs = keras.Input((4,))
@@ -53,7 +77,7 @@ class MultiTaskTrainer(keras.Model):
     >>> trainer = MultiTaskTrainer(
     ...     network,
     ...     {
-    ...         "age": keras.losses.MeanSquaredError(),
+    ...         "age": "mse",
     ...         "kind": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     ...     },
     ...     UncertaintyWeighting({"age": "gaussian", "kind": "softmax"}),
@@ -76,50 +100,84 @@ class MultiTaskTrainer(keras.Model):
     ):
         # The network casts for itself; casting here would round its inputs.
         super().__init__(**{"dtype": network.dtype_policy, "autocast": False, **kwargs})
-        task_metrics = task_metrics or {}
-        outputs = _by_task(network, network.output)
-        for name, tasks in {"losses": losses, "task_metrics": task_metrics}.items():
-            unknown = sorted(set(tasks) - set(outputs))
-            if unknown:
+        for name, given in {"losses": losses, "task_metrics": task_metrics}.items():
+            if not isinstance(given or {}, dict):
                 raise ValueError(
-                    f"`{name}` names {unknown[0]!r}, but the outputs of the network "
-                    f"are {', '.join(map(repr, outputs))}."
+                    f"`{name}` must be a dict by task. Received: {type(given).__name__}"
                 )
-        if not losses:
-            raise ValueError("`losses` names no task.")
-        weighting(
-            {task: ops.zeros(()) for task in losses}
-        )  # knows all tasks, or raises
-        self.network = network
-        self.task_losses = dict(losses)
-        self.weighting = weighting
-        self.task_metrics = {task: list(m) for task, m in task_metrics.items()}
-        self.sigma_learning_rate_factor = sigma_learning_rate_factor
-        self.loss_trackers = {
-            task: keras.metrics.Mean(name=f"{task}_loss") for task in losses
+        self.losses_by_task = dict(losses)  # as given, for `get_config`
+        self.task_losses = {
+            task: get_loss(loss, f"task {task!r}")
+            for task, loss in losses.items()
+            if loss is not None
         }
-        self.built = True
+        if not self.task_losses:
+            raise ValueError("`losses` names no task.")
+        self.network = network
+        self.task_metrics = {
+            task: get_metrics(task, metrics, self.task_losses.get(task))
+            for task, metrics in (task_metrics or {}).items()
+        }
+        _check_metrics(self.task_metrics)
+        if hasattr(network, "output_names"):  # others tell when they are called
+            self._check_outputs(network.output)
+        elif getattr(network, "outputs", None):  # a built `Sequential`
+            self._check_outputs(network.outputs[0])
+        _check_weighting(weighting, self.task_losses)
+        self.weighting = weighting
+        self.sigma_learning_rate_factor = sigma_learning_rate_factor
+        self.total_tracker = keras.metrics.Mean(name="total")
+        self.penalty_tracker = keras.metrics.Mean(name="penalty")
+        self.loss_trackers, self.lowest_trackers = {}, {}
+        for task in self.task_losses:
+            self.loss_trackers[task] = keras.metrics.Mean(name=f"{task}_loss")
+            self.lowest_trackers[task] = _Lowest(name=f"{task}_lowest")
+        self._on_a_bound = set()
+        self.built = network.built
 
     def call(self, x, training=None):
         return self.network(x, training=training)
 
-    def compile(self, optimizer="adam", **kwargs):
+    def compile(self, optimizer="adam", sigma_optimizer=None, **kwargs):
         """Configures training, as `keras.Model.compile` without losses.
+
+        The weights of the weighting have an optimizer of their own, see
+        `optimizers.WeightingOptimizer`: `trainer.optimizer` holds both, and its
+        `learning_rate` is the network's.
 
         Weight decay of the optimizer, if it has any, is restricted to kernels,
         that is weights with two axes or more: no bias, no normalization scale or
         shift, no sigma is decayed.
+
+        Args:
+            optimizer: of the network, as in `keras.Model.compile`.
+            sigma_optimizer: optional, of the weights of the weighting. Defaults to a
+                copy of `optimizer` with `sigma_learning_rate_factor` times its
+                learning rate.
+            **kwargs: passed on to `keras.Model.compile`.
+
+        Raises:
+            ValueError: for losses and metrics, which are arguments of the trainer,
+                and for an optimizer that cannot be copied.
         """
-        names = ("loss", "loss_weights", "metrics", "weighted_metrics")
-        given = [name for name in names if kwargs.get(name) is not None]
-        if given:
-            raise ValueError(
-                f"`compile` takes no `{given[0]}` here: losses, their weighting and "
-                "`task_metrics` are arguments of `MultiTaskTrainer`."
-            )
+        for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+            if kwargs.pop(name, None):
+                raise ValueError(
+                    f"`compile` takes no `{name}` here: losses, their weighting and "
+                    "`task_metrics` are arguments of `MultiTaskTrainer`."
+                )
         optimizer = keras.optimizers.get(optimizer)
         inner = getattr(optimizer, "inner_optimizer", optimizer)
-        if inner.weight_decay is not None and not inner.built:
+        if isinstance(inner, WeightingOptimizer):  # of a trainer that was compiled
+            if sigma_optimizer is None and inner.has_own_sigma_optimizer:
+                sigma_optimizer = inner.sigma_optimizer
+            inner = inner.network_optimizer
+        elif isinstance(inner, keras.optimizers.MultiOptimizer):
+            raise ValueError(
+                "`optimizer` must not be a MultiOptimizer: give the optimizer of the "
+                "network, and `sigma_optimizer` for the weights of the weighting."
+            )
+        if inner.weight_decay is not None:
             inner.exclude_from_weight_decay(
                 var_list=[
                     variable
@@ -127,115 +185,337 @@ class MultiTaskTrainer(keras.Model):
                     if len(variable.shape) < 2 or not inner._use_weight_decay(variable)
                 ]
             )
+        sigmas = self.weighting.trainable_variables
+        if sigmas:
+            inner = WeightingOptimizer(
+                inner,
+                sigma_optimizer and keras.optimizers.get(sigma_optimizer),
+                self.sigma_learning_rate_factor,
+                sigmas,
+            )
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            optimizer.inner_optimizer = inner
+        else:
+            optimizer = inner
         super().compile(optimizer=optimizer, **kwargs)
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def fit(self, x=None, y=None, *args, **kwargs):
+        """As `keras.Model.fit`; arrays may have masks for some tasks only."""
+        if kwargs.get("sample_weight") is not None:
+            y, kwargs["sample_weight"] = self._complete(y, kwargs["sample_weight"])
+        validation = kwargs.get("validation_data")
+        if isinstance(validation, (tuple, list)) and len(validation) == 3:
+            val_x, val_y, val_masks = validation
+            val_y, val_masks = self._complete(val_y, val_masks)
+            kwargs["validation_data"] = (val_x, val_y, val_masks)
+        return super().fit(x, y, *args, **kwargs)
+
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        """As `keras.Model.evaluate`; arrays may have masks for some tasks only."""
+        if kwargs.get("sample_weight") is not None:
+            y, kwargs["sample_weight"] = self._complete(y, kwargs["sample_weight"])
+        return super().evaluate(x, y, *args, **kwargs)
+
+    def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        logs = super().train_on_batch(x, y, sample_weight, **kwargs)
+        self._check_lowest_losses()
+        return logs
+
+    def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        logs = super().test_on_batch(x, y, sample_weight, **kwargs)
+        self._check_lowest_losses()
+        return logs
 
     def make_train_function(self, force=False):
         # Variables that appear while a step is traced make TensorFlow trace it twice.
-        if not self.optimizer.built:
+        if not self.optimizer.built and self.network.built:
             self.optimizer.build(self.trainable_variables)
         return super().make_train_function(force)
+
+    def export(self, filepath, *args, **kwargs):
+        """Exports the network, as `keras.Model.export`: no sigma is part of it."""
+        return self.network.export(filepath, *args, **kwargs)
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        outputs = _by_task(self.network, y_pred)
-        masks = {} if sample_weight is None else sample_weight
-        self._check_data(y, masks)
         losses, present = {}, {}
-        for task, loss in self.task_losses.items():
-            mask = masks.get(task)
-            losses[task] = loss(y[task], outputs[task], mask)
-            # A batch counts by its valid elements: the mean over a split of a
-            # loss that divides by them, as `MaskedLoss` does, is exact then.
-            count = ops.shape(y[task])[0] if mask is None else ops.sum(mask)
-            count = ops.cast(count, "float32")
+        for task, batch in self._pair(y, y_pred, sample_weight).items():
+            if task not in self.task_losses:
+                continue
+            total, count = sum_loss(
+                self.task_losses[task], *batch, whose=f"task {task!r}"
+            )
+            # Global values: every replica tracks, and logs, the same.
+            losses[task], count = mean_over_replicas(total, count)
             present[task] = ops.cast(count > 0, "float32")
             self.loss_trackers[task].update_state(losses[task], sample_weight=count)
-        total = self.weighting(losses, present=present)
-        for loss in self.losses:  # regularizers and `add_loss` of the network
-            total += ops.cast(ops.sum(loss), total.dtype)
-        return total
+            self.lowest_trackers[task].update_state(losses[task])
+        size = ops.cast(ops.shape(keras.tree.flatten(x)[0])[0], "float32")
+        size = sum_over_replicas(size)
+        total = self.weighting(losses, present=present, training=training)
+        # Regularizers, and what layers of the network add.
+        penalty = ops.zeros_like(total)
+        for loss in self.losses:
+            penalty += ops.cast(ops.sum(loss), total.dtype)
+        penalty, _ = mean_over_replicas(penalty, ops.ones_like(penalty))
+        self.penalty_tracker.update_state(penalty, sample_weight=size)
+        total += penalty
+        self.total_tracker.update_state(total, sample_weight=size)
+        return total / num_replicas()  # their gradients are added up
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        outputs = _by_task(self.network, y_pred)
-        masks = {} if sample_weight is None else sample_weight
-        for task, metrics in self.task_metrics.items():
-            for metric in metrics:
-                metric.update_state(y[task], outputs[task], masks.get(task))
+        for task, batch in self._pair(y, y_pred, sample_weight).items():
+            if metrics := self.task_metrics.get(task):
+                target, output, weights = align(*batch, whose=f"task {task!r}")
+                if weights is not None:
+                    weights = ops.broadcast_to(weights, ops.shape(output)[:-1])
+                for metric in metrics:
+                    metric.update_state(target, output, weights)
         return self.get_metrics_result()
 
     def get_metrics_result(self):
-        results = {"loss": self._loss_tracker.result()}
+        results = {"loss": self.total_tracker.result()}
         for task, tracker in self.loss_trackers.items():
             results[f"{task}/loss"] = tracker.result()
-            for metric in self.task_metrics.get(task, ()):
+        for task, metrics in self.task_metrics.items():
+            for metric in metrics:
                 results[f"{task}/{metric.name}"] = metric.result()
         return results
 
     def train_step(self, *args):
-        """Keras's step, after which the weights of `weighting` go on as far as
-        `sigma_learning_rate_factor` says."""
+        """Keras's step, after which the log variances of absent tasks are put back."""
         if keras.backend.backend() == "jax":
-            return self._stateless_train_step(*args)
-        variables = self.weighting.trainable_variables
-        before = [ops.copy(variable) for variable in variables]
+            return self._stateless_step(super().train_step, *args)
+        before = self._before_step()
         logs = super().train_step(*args)
-        for variable, old in zip(variables, before):
-            variable.assign(self._stretch(old, variable))
-        return {**logs, **self._weighting_logs()}
+        return {**logs, **self._after_step(before)}
 
-    def _stateless_train_step(self, state, data):
-        before = state[0]
-        logs, (after, *others) = super().train_step(state, data)
-        own = {id(variable) for variable in self.weighting.trainable_variables}
-        after = [
-            self._stretch(old, new) if id(variable) in own else new
-            for variable, old, new in zip(self.trainable_variables, before, after)
+    def test_step(self, *args):
+        """Keras's step, with the total of the whole split so far."""
+        if keras.backend.backend() == "jax":
+            return self._stateless_step(super().test_step, *args)
+        return {**super().test_step(*args), "loss": self._total_of_split()}
+
+    def _stateless_step(self, step, state, data):
+        """A step of JAX with what `train_step` and `test_step` add to it."""
+        groups = [self.trainable_variables, self.non_trainable_variables]
+        is_training = len(state) == 4
+        if is_training:
+            groups.append(self.optimizer.variables)
+        groups.append(self.metrics_variables)
+
+        def scope_of(state):
+            pairs = (zip(group, values) for group, values in zip(groups, state))
+            return keras.StatelessScope([pair for group in pairs for pair in group])
+
+        with scope_of(state):
+            before = self._before_step() if is_training else None
+        logs, state = step(state, data)
+        with scope_of(state) as scope:
+            if is_training:
+                logs = {**logs, **self._after_step(before)}
+            else:
+                logs = {**logs, "loss": self._total_of_split()}
+        state = tuple([scope.get_current_value(v) for v in group] for group in groups)
+        return logs, state
+
+    @property
+    def _sigma_optimizer(self):
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        return getattr(optimizer, "sigma_optimizer", None)
+
+    def _before_step(self):
+        """What `_after_step` puts back, `None` if there is nothing to."""
+        if self._sigma_optimizer is None or not hasattr(
+            self.weighting, "log_variances"
+        ):
+            return None
+        copies = [
+            {task: ops.copy(variable) for task, variable in variables.items()}
+            for variables in (self.weighting.log_variances, self.weighting.starts)
         ]
-        with keras.StatelessScope(list(zip(self.trainable_variables, after))):
-            logs = {**logs, **self._weighting_logs()}
-        return logs, (after, *others)
+        return ops.copy(self._sigma_optimizer.iterations), *copies
 
-    def _stretch(self, old, new):
-        return old + self.sigma_learning_rate_factor * (new - old)
-
-    def _weighting_logs(self):
-        return self.weighting.logs() if hasattr(self.weighting, "logs") else {}
-
-    def _check_data(self, targets, masks):
-        for name, given in {"targets": targets, "masks": masks}.items():
-            if not isinstance(given, dict):
-                raise ValueError(
-                    f"The {name} must be a dict by task, as in "
-                    f"`fit(x, {{task: target}})`. Received: {type(given).__name__}"
+    def _after_step(self, before):
+        """Puts absent tasks back, starts those that begin, and returns the logs."""
+        weighting, optimizer = self.weighting, self._sigma_optimizer
+        if before is not None:
+            iterations, log_variances, starts = before
+            is_updated = ops.not_equal(optimizer.iterations, iterations)
+            for task, s in weighting.log_variances.items():
+                start = ops.convert_to_tensor(weighting.starts[task])
+                seen = ops.convert_to_tensor(weighting.seen[task])
+                # Momentum would move it on; and several batches may make one update.
+                is_held = ops.logical_and(is_updated, ops.equal(seen, 0.0))
+                value = ops.where(
+                    is_held, log_variances[task], ops.convert_to_tensor(s)
                 )
-        missing = [task for task in self.task_losses if task not in targets]
+                # What the forward pass of JAX assigns to trainable weights is lost.
+                is_first = ops.not_equal(ops.isnan(start), ops.isnan(starts[task]))
+                s.assign(ops.where(is_first, start, value))
+                weighting.seen[task].assign(ops.where(is_updated, 0.0, seen))
+                if optimizer.use_ema:
+                    average = self._average_of(s)
+                    value = ops.convert_to_tensor(average)
+                    average.assign(ops.where(is_first, start, value))
+        return weighting.logs() if hasattr(weighting, "logs") else {}
+
+    def _average_of(self, s):
+        """The optimizer's moving average of a log variance."""
+        optimizer = self._sigma_optimizer
+        return optimizer._model_variables_moving_average[
+            optimizer._get_variable_index(s)
+        ]
+
+    def _total_of_split(self):
+        losses = {task: t.result() for task, t in self.loss_trackers.items()}
+        present = {
+            task: ops.cast(tracker.count > 0, "float32")
+            for task, tracker in self.loss_trackers.items()
+        }
+        total = self.weighting(losses, present=present, training=False)
+        return total + ops.cast(self.penalty_tracker.result(), total.dtype)
+
+    def _get_metrics_result_or_logs(self, logs):
+        # At the end of an epoch or of an evaluation. Total, sigmas and weights are
+        # those of the last step; the metrics of all replicas are to be had only here.
+        self._check_lowest_losses()
+        results = self.get_metrics_result()
+        own = {k: v for k, v in logs.items() if k == "loss" or k not in results}
+        return {**results, **own}
+
+    def _check_lowest_losses(self):
+        """Names the task whose loss was negative, or, once, whose `s` is on a bound."""
+        if not hasattr(self.weighting, "log_variances"):
+            return
+        for task, tracker in self.lowest_trackers.items():
+            check_loss(task, tracker.result())
+        low, high = self.weighting.bounds
+        for task, s in self.weighting.log_variances.items():
+            value = float(ops.convert_to_numpy(s))
+            if not low < value < high and task not in self._on_a_bound:
+                self._on_a_bound.add(task)
+                warnings.warn(
+                    f"The log variance of task {task!r} is on its bound {value:g}: "
+                    + (
+                        "its loss is nearly 0 and would get all the weight."
+                        if value <= low
+                        else "its loss is so large that it has hardly any weight; "
+                        "scale its targets."
+                    ),
+                    stacklevel=2,
+                )
+
+    def _pair(self, targets, outputs, masks):
+        """`{task: (target, output, mask)}` of the tasks with a loss or metrics."""
+        outputs = self._check_outputs(outputs)
+        targets = self._by_task(targets, "targets")
+        if masks is None:
+            masks = {}
+        elif isinstance(masks, (dict, list, tuple)):
+            masks = self._by_task(masks, "masks")
+        else:  # one weight per sample, for all tasks
+            masks = dict.fromkeys(self.task_losses, masks)
+        self._check_masks(masks, targets)
+        tasks = [*self.task_losses]
+        tasks += [task for task in self.task_metrics if task not in tasks]
+        missing = [task for task in tasks if task not in targets]
         if missing:
             raise ValueError(
                 f"The targets lack {missing[0]!r}; they hold "
                 f"{', '.join(map(repr, targets))}."
             )
-        unknown = sorted(set(masks) - set(self.task_losses))
+        return {task: (targets[task], outputs[task], masks.get(task)) for task in tasks}
+
+    def _by_task(self, values, what):
+        """Outputs, targets or masks as a dict, whatever structure they have."""
+        if isinstance(values, dict):
+            return values
+        names = getattr(self.network, "output_names", None)
+        if isinstance(values, (list, tuple)):
+            if not names or isinstance(self.network.output, dict):
+                raise ValueError(
+                    f"The {what} must be a dict by task, since the outputs of the "
+                    f"network have no order. Received: {type(values).__name__}"
+                )
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise ValueError(
+                    f"The network has several outputs named {twice[0]!r}, those of one "
+                    "layer; give its outputs as a dict by task."
+                )
+            if len(names) != len(values):
+                raise ValueError(
+                    f"There are {len(values)} {what} for the {len(names)} outputs "
+                    f"{', '.join(map(repr, names))}."
+                )
+            return dict(zip(names, values))
+        if values is not None and len(self.task_losses) == 1:
+            if not names or len(names) == 1:
+                return dict.fromkeys(self.task_losses, values)
+        if values is not None and names and len(names) == 1:
+            return {names[0]: values}
+        raise ValueError(
+            f"The {what} must be a dict by task, as in `fit(x, {{task: target}})`. "
+            f"Received: {type(values).__name__}"
+        )
+
+    def _check_outputs(self, outputs):
+        """The outputs by task, if they are those of the losses and metrics."""
+        outputs = self._by_task(outputs, "outputs")
+        given = {"losses": self.losses_by_task, "task_metrics": self.task_metrics}
+        for name, tasks in given.items():
+            unknown = [task for task in tasks if task not in outputs]
+            if unknown:
+                raise ValueError(
+                    f"`{name}` names {unknown[0]!r}, but the outputs of the network "
+                    f"are {', '.join(map(repr, outputs))}."
+                )
+        for task in self.task_losses:
+            if keras.tree.is_nested(outputs[task]):
+                raise ValueError(
+                    f"The output {task!r} of the network must be one tensor. Received: "
+                    f"{type(outputs[task]).__name__}"
+                )
+        return outputs
+
+    def _check_masks(self, masks, targets):
+        unknown = [t for t in masks if t not in self.task_losses and t not in targets]
         if unknown:
             raise ValueError(
                 f"There is a mask for {unknown[0]!r}, which has no loss; the losses "
                 f"are for {', '.join(map(repr, self.task_losses))}."
             )
 
+    def _complete(self, targets, masks):
+        """Targets and masks given as arrays, with ones for tasks without a mask: Keras
+        wants masks for all or for none."""
+        if masks is None or not isinstance(masks, (dict, list, tuple)):
+            return targets, masks
+        targets = self._by_task(targets, "targets")
+        masks = self._by_task(masks, "masks")
+        self._check_masks(masks, targets)
+        return targets, {
+            task: ops.ones(len(target)) if masks.get(task) is None else masks[task]
+            for task, target in targets.items()
+        }
+
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
         return {
             "name": self.name,
             "network": serialize(self.network),
-            "losses": serialize(self.task_losses),
+            "losses": serialize(self.losses_by_task),
             "weighting": serialize(self.weighting),
             "task_metrics": serialize(self.task_metrics),
             "sigma_learning_rate_factor": self.sigma_learning_rate_factor,
         }
-
-    def compile_from_config(self, config):
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
@@ -248,10 +528,108 @@ class MultiTaskTrainer(keras.Model):
         return cls(**config)
 
 
-def _by_task(network, outputs):
-    """The outputs of a network as a dict, whatever structure they have."""
-    if isinstance(outputs, dict):
-        return outputs
-    if not isinstance(outputs, (list, tuple)):
-        outputs = [outputs]
-    return dict(zip(network.output_names, outputs))
+class _Lowest(keras.metrics.Metric):
+    """The lowest of the values below 0, and 0."""
+
+    def __init__(self, name, **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.lowest = self.add_variable((), "zeros", name="lowest")
+
+    def update_state(self, value):
+        value = ops.cast(ops.stop_gradient(value), self.lowest.dtype)
+        self.lowest.assign(ops.minimum(self.lowest, value))
+
+    def result(self):
+        return ops.convert_to_tensor(self.lowest)
+
+
+def get_metrics(task, metrics, loss=None):
+    """What Keras takes for metrics of an output, as a list of `keras.metrics.Metric`.
+
+    Args:
+        task: str, for messages.
+        metrics: a metric, its name or a function, or a list of them, or `None`.
+        loss: optional `keras.losses.Loss` of the task, which tells what the name
+            `accuracy` means.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if metrics is None:
+        return []
+    if not isinstance(metrics, (list, tuple)):
+        metrics = [metrics]
+    return [_get_metric(task, metric, loss) for metric in metrics]
+
+
+def _get_metric(task, identifier, loss):
+    is_accuracy = str(identifier).lower() in ("accuracy", "acc")
+    try:
+        if is_accuracy:
+            metric = _choose_accuracy(task, loss)
+        else:
+            metric = keras.metrics.get(identifier)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`task_metrics` of {task!r} must be Keras metrics or their names. "
+            f"Received: {identifier!r} ({str(error).splitlines()[0]})"
+        ) from error
+    if not isinstance(metric, keras.metrics.Metric):
+        name = getattr(metric, "__name__", None)
+        if not callable(metric):
+            raise ValueError(
+                f"`task_metrics` of {task!r} must be Keras metrics or their names. "
+                f"Received: {identifier!r}"
+            )
+        metric = keras.metrics.MeanMetricWrapper(metric, name=name)
+    if isinstance(identifier, str):
+        metric.name = identifier
+    return metric
+
+
+def _choose_accuracy(task, loss):
+    name = getattr(loss, "fn", loss)
+    name = getattr(name, "__name__", type(name).__name__).replace("_", "").lower()
+    if name.startswith("binary"):
+        config = loss.get_config()
+        threshold = 0.0 if config.get("from_logits") else 0.5
+        return keras.metrics.BinaryAccuracy(threshold=threshold)
+    if name.startswith("sparsecategorical"):
+        return keras.metrics.SparseCategoricalAccuracy()
+    if name.startswith("categorical"):
+        return keras.metrics.CategoricalAccuracy()
+    raise ValueError(
+        "what accuracy is meant does not follow from the loss; name it, such as "
+        "'sparse_categorical_accuracy'"
+    )
+
+
+def _check_metrics(task_metrics):
+    """Raises `ValueError` if two metrics would be one, or share a name in the logs."""
+    owners = {}
+    for task, metrics in task_metrics.items():
+        names = ["loss", "sigma", "weight"]
+        for metric in metrics:
+            if id(metric) in owners:
+                raise ValueError(
+                    f"The tasks {owners[id(metric)]!r} and {task!r} share the metric "
+                    f"{metric.name!r}, which would mix them; make one for each."
+                )
+            if metric.name in names:
+                raise ValueError(
+                    f"The task {task!r} logs {metric.name!r} twice; give the metric "
+                    "another `name`."
+                )
+            owners[id(metric)] = task
+            names.append(metric.name)
+
+
+def _check_weighting(weighting, tasks):
+    """Raises `ValueError` if a weighting has other tasks than the losses."""
+    weighting({task: ops.zeros(()) for task in tasks})  # knows all tasks, or raises
+    idle = [t for t in getattr(weighting, "tasks", tasks) if t not in tasks]
+    if idle:
+        raise ValueError(
+            f"`weighting` has the task {idle[0]!r}, but `losses` has none for it; the "
+            f"losses are for {', '.join(map(repr, tasks))}."
+        )

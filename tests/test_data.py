@@ -5,9 +5,10 @@ import tensorflow as tf
 from conftest import TREE_IMAGE_SIZE
 
 from mtl_keras import data, datasets
-from mtl_keras.losses import MaskedLoss, UncertaintyWeighting
+from mtl_keras.losses import MaskedLoss
 from mtl_keras.model import build_network
 from mtl_keras.training import MultiTaskTrainer
+from mtl_keras.weighting import UncertaintyWeighting
 
 ALL = ("semantic", "instance", "depth")
 

@@ -15,7 +15,7 @@ PACKAGE = pathlib.Path(mtl_keras.__file__).parent
 ROWS = (
     ("errors", "cityscapes", "recipes"),
     ("surfaces", "rendering", "street_objects", "street_plan"),
-    ("layers", "losses", "optimizers", "pipelines"),
+    ("distribution", "layers", "losses", "optimizers", "pipelines", "weighting"),
     ("clustering", "instances", "frames", "streets", "cli"),
     ("model", "metrics", "training", "scoring", "objects", "small_images", "tables"),
     ("datasets", "data", "export", "report", "object_gallery"),
@@ -38,6 +38,7 @@ CORE = (
     "small_images",
     "streets",
     "training",
+    "weighting",
 )
 LIGHT = ("cli", "cityscapes", "errors", "frames", "recipes", "streets", "tables")
 

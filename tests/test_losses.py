@@ -9,7 +9,8 @@ from keras import ops
 from layer_checks import check_layer
 
 from mtl_keras import losses
-from mtl_keras.losses import FixedWeighting, MaskedLoss, UncertaintyWeighting
+from mtl_keras.losses import MaskedLoss
+from mtl_keras.weighting import FixedWeighting, UncertaintyWeighting
 
 # Likelihood: a and c of `a * exp(-s) * L + c * s`, and sigma at s = ln 4.
 FORMULAS = {

@@ -9,8 +9,8 @@ import pytest
 from mtl_keras import runs
 from mtl_keras.cli import TrainOptions
 from mtl_keras.errors import BusyError, UserError
-from mtl_keras.losses import FixedWeighting, UncertaintyWeighting
 from mtl_keras.problems import open_problem
+from mtl_keras.weighting import FixedWeighting, UncertaintyWeighting
 
 
 def make_options(output, **values):

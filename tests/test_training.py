@@ -10,8 +10,9 @@ import pytest
 from keras import ops
 
 from mtl_keras import training
-from mtl_keras.losses import FixedWeighting, MaskedLoss, UncertaintyWeighting
+from mtl_keras.losses import MaskedLoss
 from mtl_keras.training import MultiTaskTrainer
+from mtl_keras.weighting import FixedWeighting, UncertaintyWeighting
 
 tensorflow_only = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="uses tf.data"

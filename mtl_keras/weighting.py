@@ -1,0 +1,352 @@
+"""Weighting of task losses, learned or fixed."""
+
+import math
+import urllib.parse
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+
+class Likelihood(NamedTuple):
+    """The noise model of a task: its loss `L` enters the total as
+    `a * exp(-s) * L + c * s`, and `exp(s / sigma_power)` is called sigma."""
+
+    a: float
+    c: float
+    sigma_power: int
+
+
+LIKELIHOODS = {
+    "softmax": Likelihood(a=1.0, c=0.5, sigma_power=2),  # paper, eq. 10
+    "gaussian": Likelihood(a=0.5, c=0.5, sigma_power=2),  # paper, eq. 5 and 7
+    "laplace": Likelihood(a=1.0, c=1.0, sigma_power=1),  # -log p of Laplace(0, b)
+    "mtl": Likelihood(a=0.5, c=1.0, sigma_power=2),  # the original's code
+}
+
+
+@keras.saving.register_keras_serializable(package="mtl_keras")
+class UncertaintyWeighting(keras.layers.Layer):
+    """Adds up task losses, each scaled by a learned noise level.
+
+    With one stored scalar `s` per task, returns the sum over tasks of
+    `a * exp(-s) * loss + c * s`; `a` and `c` follow from the likelihood:
+
+    | likelihood | a | c | s is | for |
+    |---|---|---|---|---|
+    | `softmax` | 1 | 1/2 | log sigma^2 | cross entropy (eq. 10) |
+    | `gaussian` | 1/2 | 1/2 | log sigma^2 | squared error (eq. 7) |
+    | `laplace` | 1 | 1 | log b | absolute error |
+    | `mtl` | 1/2 | 1 | log sigma^2 | the formula of the first public code |
+
+    A constant loss `L` drives `s` to its equilibrium `log(a * L / c)`, where the
+    task's weight `a * exp(-s)` is `c / L`. The total may be negative: `c * s` has no
+    floor, and a task whose loss is small has a negative `s`. Watch the task losses.
+
+    Sees scalars only; masks are applied before. The losses should be means, so
+    that neither the batch size nor the number of outputs changes the balance.
+    Every `s` is float32 under every dtype policy.
+
+    Args:
+        likelihoods: dict. Task name to `"softmax"`, `"gaussian"`,
+            `"laplace"` or `"mtl"`.
+        initial_log_variance: optional float, or dict of floats by task. Start
+            value of every `s`. A task without one starts at the equilibrium of its
+            first loss in training, whatever the units of its targets: `s` is 0 until
+            then, and for good if the layer is never called with `training=True`.
+        bounds: pair of float. `s` stays between them; with the default, weights
+            between 1e-13 and 1e13. They are a constraint of the variables, which
+            every optimizer of Keras respects. Defaults to `(-30.0, 30.0)`.
+        **kwargs: passed on to `keras.layers.Layer`.
+
+    Call arguments:
+        losses: dict of scalar tensors. The keys are tasks of `likelihoods`; a
+            task that is left out contributes nothing.
+        present: optional dict of scalars, 1 or 0 by task. A task with 0 (no
+            valid target in this batch) contributes neither its loss nor its
+            regularizer.
+        training: optional bool. Whether tasks that have not begun start now.
+
+    Returns:
+        The total, a scalar: float32, or float64 if a loss is.
+
+    Raises:
+        ValueError: for an unknown likelihood or task, a start outside of the bounds,
+            or a negative loss, which no noise level explains (that of a compiled
+            function is not seen here; `MultiTaskTrainer` finds it).
+
+    Example:
+    >>> layer = UncertaintyWeighting({"semantic": "softmax", "depth": "gaussian"})
+    >>> float(layer({"semantic": ops.array(2.0), "depth": ops.array(4.0)}))
+    4.0
+
+    References:
+     - [Kendall et al., 2018](https://arxiv.org/abs/1705.07115), section 3.2
+    """
+
+    def __init__(
+        self, likelihoods, initial_log_variance=None, bounds=(-30.0, 30.0), **kwargs
+    ):
+        super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
+        if not likelihoods:
+            raise ValueError("`likelihoods` names no task.")
+        for task, name in likelihoods.items():
+            if name not in LIKELIHOODS:
+                raise ValueError(
+                    f"Unknown likelihood {name!r} for task {task!r}. "
+                    f"Expected one of {', '.join(LIKELIHOODS)}."
+                )
+        low, high = bounds
+        if not -80 <= low < high <= 80:  # exp(88) is the last one in float32
+            raise ValueError(
+                "`bounds` must be a pair of increasing numbers between -80 and 80. "
+                f"Received: {bounds}"
+            )
+        self.likelihoods = dict(likelihoods)
+        self.initial_log_variance = initial_log_variance
+        self.bounds = (float(low), float(high))
+        starts = initial_log_variance
+        if not isinstance(starts, dict):
+            starts = dict.fromkeys(self.likelihoods, starts)
+        _check_tasks("initial_log_variance", starts, self.likelihoods)
+        for task, start in starts.items():
+            if start is not None and not low <= start <= high:
+                raise ValueError(
+                    f"`initial_log_variance` of task {task!r} must lie within the "
+                    f"`bounds`, {low} to {high}. Received: {start}"
+                )
+        self.log_variances, self.starts, self.seen = {}, {}, {}
+        # Optimizers store their state by position, so this does not depend on the
+        # order in which the tasks are named.
+        for task in sorted(self.likelihoods, key=str):
+            start = starts.get(task)
+            self.log_variances[task] = self._add_scalar(
+                f"{task}_log_variance",
+                0.0 if start is None else start,
+                constraint=_Bounds(*self.bounds),
+            )
+            # Where `s` started; NaN if it has not.
+            self.starts[task] = self._add_scalar(
+                f"{task}_start", math.nan if start is None else start, trainable=False
+            )
+            # Whether the task was present since the last update of `s`.
+            self.seen[task] = self._add_scalar(f"{task}_seen", 0.0, trainable=False)
+        self.built = True
+
+    def _add_scalar(self, name, value, **options):
+        return self.add_weight(
+            name=name.replace("/", "_"),
+            shape=(),
+            initializer=keras.initializers.Constant(value),
+            autocast=False,
+            aggregation="only_first_replica",  # every replica has the same value
+            **options,
+        )
+
+    @property
+    def tasks(self):
+        """The names of the tasks, a tuple."""
+        return tuple(self.likelihoods)
+
+    def call(self, losses, present=None, training=None):
+        _check_tasks("losses", losses, self.likelihoods)
+        total = 0.0
+        for task, loss in losses.items():
+            loss = _as_float(loss)
+            check_loss(task, loss)
+            here = ops.ones_like(loss) if present is None else present[task]
+            here = ops.cast(here, loss.dtype)
+            if training and self.trainable:
+                self._start(task, loss, here)
+            a, c, _ = LIKELIHOODS[self.likelihoods[task]]
+            s = ops.cast(self.log_variances[task], loss.dtype)
+            total += (a * ops.exp(-s) * loss + c * s) * here
+        return total
+
+    def _start(self, task, loss, here):
+        """Lets a task begin at the equilibrium of its first loss that has one."""
+        s, start, seen = self.log_variances[task], self.starts[task], self.seen[task]
+        here = ops.cast(here, "float32")
+        seen.assign(ops.maximum(seen, here))
+        a, c, _ = LIKELIHOODS[self.likelihoods[task]]
+        loss = ops.cast(ops.stop_gradient(loss), "float32")
+        begun = ops.convert_to_tensor(start)
+        is_first = (here > 0) & (loss > 0) & ops.isfinite(loss) & ops.isnan(begun)
+        equilibrium = ops.log(a / c * ops.where(is_first, loss, ops.ones_like(loss)))
+        equilibrium = ops.clip(equilibrium, *self.bounds)
+        start.assign(ops.where(is_first, equilibrium, begun))
+        s.assign(ops.where(is_first, equilibrium, ops.convert_to_tensor(s)))
+
+    def compute_output_shape(self, losses, present=None, training=None):
+        return ()
+
+    def compute_output_spec(self, losses, present=None, training=None):
+        return keras.KerasTensor((), "float32")
+
+    def sigmas(self):
+        """The noise levels now, `{task: float}`; for `laplace`, the scale b."""
+        logs = self.logs()
+        return {task: float(logs[f"{task}/sigma"]) for task in self.likelihoods}
+
+    def task_weights(self):
+        """What each loss is multiplied by now, `{task: float}`."""
+        logs = self.logs()
+        return {task: float(logs[f"{task}/weight"]) for task in self.likelihoods}
+
+    def logs(self):
+        """`{task}/sigma` and `{task}/weight` as tensors, for the training step."""
+        logs = {}
+        for task, likelihood in self.likelihoods.items():
+            a, _, sigma_power = LIKELIHOODS[likelihood]
+            s = ops.convert_to_tensor(self.log_variances[task])
+            logs[f"{task}/sigma"] = ops.exp(s / sigma_power)
+            logs[f"{task}/weight"] = a * ops.exp(-s)
+        return logs
+
+    def save_own_variables(self, store):
+        # By name: a layer that names its tasks in another order finds its own.
+        for key, variable in self._named_scalars().items():
+            store[key] = keras.ops.convert_to_numpy(variable)
+
+    def load_own_variables(self, store):
+        for key, variable in self._named_scalars().items():
+            if key not in store.keys():
+                found = ", ".join(map(urllib.parse.unquote, sorted(store.keys())))
+                raise ValueError(
+                    f"The file has no {urllib.parse.unquote(key)!r} for {self.name}. "
+                    f"It has {found}."
+                )
+            variable.assign(store[key])
+
+    def _named_scalars(self):
+        kinds = {
+            "log_variance": self.log_variances,
+            "start": self.starts,
+            "seen": self.seen,
+        }
+        return {
+            f"{urllib.parse.quote(str(task), safe=' ')}_{kind}": variable
+            for kind, variables in kinds.items()
+            for task, variable in variables.items()
+        }
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "likelihoods": dict(self.likelihoods),
+            "initial_log_variance": self.initial_log_variance,
+            "bounds": self.bounds,
+        }
+
+
+@keras.saving.register_keras_serializable(package="mtl_keras")
+class FixedWeighting(keras.layers.Layer):
+    """Adds up task losses with fixed weights, the baseline of every table.
+
+    Args:
+        weights: dict. Task name to a finite weight of 0 or more; 0 switches
+            the task off.
+        **kwargs: passed on to `keras.layers.Layer`.
+
+    Call arguments:
+        losses: dict of scalar tensors, the keys are tasks of `weights`.
+        present, training: ignored; the loss of an absent task is 0 anyway.
+
+    Returns:
+        The weighted sum, a scalar: float32, or float64 if a loss is.
+
+    Raises:
+        ValueError: for a negative weight or an unknown task.
+
+    Example:
+    >>> layer = FixedWeighting({"semantic": 0.5, "depth": 0.25})
+    >>> float(layer({"semantic": ops.array(2.0), "depth": ops.array(4.0)}))
+    2.0
+    """
+
+    def __init__(self, weights, **kwargs):
+        super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
+        if not weights:
+            raise ValueError("`weights` names no task.")
+        for task, weight in weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(
+                    f"The weight of task {task!r} must be finite and not "
+                    f"negative. Received: {weight}"
+                )
+        self.weights_by_task = {task: float(w) for task, w in weights.items()}
+        self.built = True
+
+    @property
+    def tasks(self):
+        """The names of the tasks, a tuple."""
+        return tuple(self.weights_by_task)
+
+    def call(self, losses, present=None, training=None):
+        _check_tasks("losses", losses, self.weights_by_task)
+        # A task of weight 0 is left out, not multiplied: 0 * nan is nan.
+        terms = [
+            self.weights_by_task[task] * _as_float(loss)
+            for task, loss in losses.items()
+            if self.weights_by_task[task]
+        ]
+        return sum(terms, start=ops.zeros(()))
+
+    def compute_output_shape(self, losses, present=None, training=None):
+        return ()
+
+    def compute_output_spec(self, losses, present=None, training=None):
+        return keras.KerasTensor((), "float32")
+
+    def sigmas(self):
+        """No noise level is learned: `{}`."""
+        return {}
+
+    def task_weights(self):
+        """What each loss is multiplied by, `{task: float}`."""
+        return dict(self.weights_by_task)
+
+    def get_config(self):
+        return {**super().get_config(), "weights": dict(self.weights_by_task)}
+
+
+class _Bounds(keras.constraints.Constraint):
+    def __init__(self, low, high):
+        self.low, self.high = low, high
+
+    def __call__(self, s):
+        return ops.clip(s, self.low, self.high)
+
+
+def check_loss(task, loss):
+    """Raises `ValueError` for a negative loss, if its value is known by now.
+
+    Args:
+        task: str.
+        loss: scalar.
+    """
+    try:
+        value = float(ops.stop_gradient(loss))
+    except (TypeError, ValueError):  # symbolic, while a function is compiled
+        return
+    if value < 0:
+        raise ValueError(
+            f"The loss of task {task!r} is negative ({value:.4g}), and no noise level "
+            "explains it: weigh it by `FixedWeighting`, or add a constant to it."
+        )
+
+
+def _as_float(loss):
+    dtype = keras.backend.result_type(
+        keras.backend.standardize_dtype(ops.convert_to_tensor(loss).dtype), "float32"
+    )
+    return ops.cast(loss, dtype)
+
+
+def _check_tasks(argument, given, known):
+    unknown = sorted(set(given) - set(known), key=str)
+    if unknown:
+        raise ValueError(
+            f"`{argument}` has no place for {', '.join(map(repr, unknown))}. "
+            f"The tasks are {', '.join(map(repr, known))}."
+        )
