@@ -85,7 +85,7 @@ def cluster_offsets(offsets, mask, method="optics", left_over="noise", **options
         min_cluster_size: int. Clusters of fewer pixels become noise. Defaults to
             `20`.
         max_eps: float, at least `eps`. Radius of the ordering (the original's
-            `epsilon`, there `5`). It sways border votes only, see
+            `epsilon`). It sways border votes only, see
             `clustering.cluster_votes`, and costs time. Defaults to `eps`.
     The defaults are a compromise that `benchmarks/instance_parameters.py` found on
     training frames of the rendered streets, at 64x128 and 128x256: in the true
@@ -93,7 +93,8 @@ def cluster_offsets(offsets, mask, method="optics", left_over="noise", **options
     samples; in its own classes, whose pixels spill over the objects, with more. True
     votes are decoded without a mistake by any. The votes of a larger grid scatter
     more widely but are more numerous, so the values hold there too. The original's
-    one published call has 5 for both sizes.
+    values are in a file that is missing; a call that is commented out has 5 for both
+    sizes, 5 for the radius and 1 for the cut.
 
     `"optics-xi"`: scikit-learn's OPTICS, cut where the plot is steep, for
     objects whose votes scatter differently. Quadratic in the votes, thus slow.
