@@ -373,9 +373,9 @@ def drop_unfinished_epochs(directory):
     """Forgets what was logged after the last checkpoint was written."""
     path = directory / "history.csv"
     if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
+        lines = path.read_bytes().splitlines(keepends=True)
         kept = finished_epochs(directory)
-        path.write_text("".join(lines[: kept + 1]) if kept else "")
+        path.write_bytes(b"".join(lines[: kept + 1]) if kept else b"")
 
 
 def read_history(directory):
