@@ -95,7 +95,9 @@ def train(options, export=True):
                     initial_epoch=first_epoch,
                     steps_per_epoch=steps_per_epoch,
                     validation_data=problem.make_batches("val", options.batch_size),
-                    callbacks=runs.make_callbacks(directory, options.tasks, num_steps),
+                    callbacks=runs.make_callbacks(
+                        directory, options.tasks, num_steps, options.schedule
+                    ),
                     shuffle=False,  # the batches are
                     verbose=0,
                 )

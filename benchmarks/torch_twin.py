@@ -170,14 +170,14 @@ class LearnedWeighting(nn.Module):
 
 
 def compute_losses(outputs, targets, masks):
-    """Cross entropy and absolute errors, means over the valid pixels; targets and
-    masks as Keras gets them."""
+    """Cross entropy and L1 norms of the errors, means over the valid pixels; targets
+    and masks as Keras gets them."""
     errors = {
         "semantic": F.cross_entropy(
             outputs["semantic"], targets["semantic"], reduction="none"
         ),
-        "instance": _absolute_error(outputs["instance"], targets["instance"]),
-        "depth": _absolute_error(outputs["depth"], targets["depth"]),
+        "instance": _l1_norm(outputs["instance"], targets["instance"]),
+        "depth": _l1_norm(outputs["depth"], targets["depth"]),
     }
     return {
         task: (error * masks[task]).sum() / masks[task].sum()
@@ -185,8 +185,8 @@ def compute_losses(outputs, targets, masks):
     }
 
 
-def _absolute_error(outputs, targets):
-    return (outputs.permute(0, 2, 3, 1) - targets).abs().mean(-1)
+def _l1_norm(outputs, targets):
+    return (outputs.permute(0, 2, 3, 1) - targets).abs().sum(-1)
 
 
 def make_optimizer(twin, weighting, learning_rate):

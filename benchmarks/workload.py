@@ -36,12 +36,13 @@ def build_trainer(precision="float32", jit=False, **network_options):
         UncertaintyWeighting,
         build_network,
     )
+    from mtl_keras.losses import L1Norm
     from mtl_keras.optimizers import Adam
 
     keras.config.set_dtype_policy(precision)
     losses = {
         "semantic": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        "instance": keras.losses.MeanAbsoluteError(),
+        "instance": L1Norm(),
         "depth": keras.losses.MeanAbsoluteError(),
     }
     trainer = MultiTaskTrainer(

@@ -14,8 +14,10 @@ and the losses are weighted by 1 / (2 sigma^2): the first task by 1/200, the sec
     python -m examples.known_noise --plot sigmas.png     # sigma over the epochs
     KERAS_BACKEND=jax python -m examples.known_noise     # on JAX
 
-The example is that of the paper's authors,
-https://github.com/yaringal/multi-task-learning-example.
+Lines and noise are those of an author of the paper,
+https://github.com/yaringal/multi-task-learning-example, who has 100 samples in place of
+2000, 1024 hidden units in place of 64, 10,000 steps in place of 600, and no factor of
+1/2 in the formula; the sigmas are the same.
 """
 
 import argparse

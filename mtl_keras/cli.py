@@ -250,8 +250,9 @@ class TrainOptions:
     learning_rate: float = _option(4e-3, "peak learning rate", _positive(float))
     schedule: str = _option(
         "cosine",
-        "course of the learning rate; poly: (1 - step / steps)^0.9",
-        choices=("constant", "poly", "cosine"),
+        "course of the learning rate; poly: (1 - step / steps)^0.9; plateau: a tenth "
+        "whenever the validation loss has not fallen for six validations",
+        choices=("constant", "poly", "cosine", "plateau"),
     )
     weight_decay: float = _option(
         1e-4, "decoupled weight decay of the kernels, a learning rate", _not_negative

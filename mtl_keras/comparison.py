@@ -143,9 +143,9 @@ def format_comparison(comparison):
     ]
     if any(_uses_laplace(row) for row in table.rows.values()):
         text.append(
-            "all-laplace is ours: as all, with the Laplace likelihood, that of an "
-            "absolute error, in place of the published one for the other tasks than "
-            f"{tasks[0]}."
+            "all-laplace has no published figures: as all, with the Laplace "
+            "likelihood, that of an absolute error (the paper, after equation 5; "
+            f"Oxford's report), for the other tasks than {tasks[0]}."
         )
     text += [
         " ".join([f"{name}: {source['source']}.", source.get("note", "")]).strip()

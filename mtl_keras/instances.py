@@ -16,6 +16,9 @@ import numpy as np
 from mtl_keras.cityscapes import FIRST_INSTANCE_ID, THING_IDS
 from mtl_keras.clustering import METHODS
 
+# What may become of the pixels that vote for no instance.
+LEFT_OVER = ("noise", "nearest")
+
 
 def encode_offsets(instance_ids):
     """Offset from every pixel of an instance to the mean position of its pixels.
@@ -51,20 +54,25 @@ def encode_offsets(instance_ids):
 def thing_classes(semantic_ids):
     """Label ids `(H, W)` with everything but the evaluated things set to 0.
 
-    Of predicted labels it is the mask the original clusters in; of the true
-    labels, the one to tell errors of the votes from errors of the classes.
+    Of the predicted labels it is the mask to look for objects in; of the true
+    labels, the one to tell errors of the votes from errors of the classes. The
+    original looks in person and car alone, which it does not keep apart.
     """
     semantic_ids = np.asarray(semantic_ids)
     return np.where(np.isin(semantic_ids, THING_IDS), semantic_ids, 0)
 
 
-def cluster_offsets(offsets, mask, method="optics", **options):
+def cluster_offsets(offsets, mask, method="optics", left_over="noise", **options):
     """Groups the pixels that vote for the same centre.
 
     Pixels of one class are clustered by the position `pixel + offset` alone, so
     an object that an occluder cuts in two stays one instance and touching
-    objects are told apart. Votes in no cluster are noise and get 0, and so do
-    objects of fewer pixels than `min_samples` or `min_cluster_size`.
+    objects are told apart. What is left over, votes in no cluster and clusters of
+    fewer pixels than `min_samples` or `min_cluster_size`, gets 0.
+
+    With `left_over="nearest"`, as in the paper, it goes to an instance instead: the
+    one of its class whose centre, the mean of the votes in the cluster, is nearest to
+    the vote, however far away. A class without any instance keeps its 0.
 
     `"optics"`: the clusters of OPTICS whose reachability plot is cut at `eps`,
     as in the original. A vote with `min_samples` votes within `eps`, itself
@@ -77,7 +85,7 @@ def cluster_offsets(offsets, mask, method="optics", **options):
         min_cluster_size: int. Clusters of fewer pixels become noise. Defaults to
             `20`.
         max_eps: float, at least `eps`. Radius of the ordering (the original's
-            `epsilon`, there `5`). It sways border votes only, see
+            `epsilon`). It sways border votes only, see
             `clustering.cluster_votes`, and costs time. Defaults to `eps`.
     The defaults are a compromise that `benchmarks/instance_parameters.py` found on
     training frames of the rendered streets, at 64x128 and 128x256: in the true
@@ -85,7 +93,8 @@ def cluster_offsets(offsets, mask, method="optics", **options):
     samples; in its own classes, whose pixels spill over the objects, with more. True
     votes are decoded without a mistake by any. The votes of a larger grid scatter
     more widely but are more numerous, so the values hold there too. The original's
-    one published call has 5 for both sizes.
+    values are in a file that is missing; a call that is commented out has 5 for both
+    sizes, 5 for the radius and 1 for the cut.
 
     `"optics-xi"`: scikit-learn's OPTICS, cut where the plot is steep, for
     objects whose votes scatter differently. Quadratic in the votes, thus slow.
@@ -109,11 +118,17 @@ def cluster_offsets(offsets, mask, method="optics", **options):
         mask: `(H, W)`, bool, or an integer class map with 0 where there is no
             thing. Classes are clustered one by one.
         method: str, `"optics"`, `"optics-xi"` or `"hdbscan"`.
+        left_over: str, `"noise"` or `"nearest"`: what becomes of pixels that vote
+            for no instance. Defaults to `"noise"`.
         **options: those of the method.
 
     Returns:
         `(H, W)` int32: 0 for no instance, else 1 to n, by class and then by
         first pixel.
+
+    Raises:
+        ValueError: for shapes, names or values that are none of these, or offsets
+            inside the mask that are not finite.
     """
     offsets, mask = np.asarray(offsets), np.asarray(mask)
     if offsets.shape != (*mask.shape, 2) or mask.ndim != 2:
@@ -127,6 +142,10 @@ def cluster_offsets(offsets, mask, method="optics", **options):
         )
     if method not in METHODS:
         raise ValueError(f"method must be one of {[*METHODS]}. Received: {method!r}")
+    if left_over not in LEFT_OVER:
+        raise ValueError(
+            f"left_over must be one of {LEFT_OVER}. Received: {left_over!r}"
+        )
     known = [*inspect.signature(METHODS[method]).parameters][1:]
     if unknown := [name for name in options if name not in known]:
         raise ValueError(f"{method!r} has the options {known}. Received: {unknown}")
@@ -142,15 +161,38 @@ def cluster_offsets(offsets, mask, method="optics", **options):
     instances = np.zeros(mask.shape, np.int32)
     for value in np.unique(classes):
         chosen = classes == value
-        labels = METHODS[method](votes[chosen], **options)
-        _, first, index = np.unique(labels, return_index=True, return_inverse=True)
-        is_cluster = labels[first] >= 0
-        number = np.zeros(len(first), np.int32)
-        by_first_pixel = np.flatnonzero(is_cluster)[np.argsort(first[is_cluster])]
-        number[by_first_pixel] = np.arange(1, len(by_first_pixel) + 1)
-        number[is_cluster] += instances.max(initial=0)
-        instances[*pixels[chosen].T] = number[index]
+        numbers = _number(METHODS[method](votes[chosen], **options))
+        if left_over == "nearest":
+            numbers = _number(_give_to_nearest(votes[chosen], numbers) - 1)
+        numbers[numbers > 0] += instances.max(initial=0)
+        instances[*pixels[chosen].T] = numbers
     return instances
+
+
+def _number(labels):
+    """The clusters of `labels`, where noise is negative, numbered from 1 by their
+    first member, and 0 for noise."""
+    _, first, index = np.unique(labels, return_index=True, return_inverse=True)
+    is_cluster = labels[first] >= 0
+    number = np.zeros(len(first), np.int32)
+    by_first_member = np.flatnonzero(is_cluster)[np.argsort(first[is_cluster])]
+    number[by_first_member] = np.arange(1, len(by_first_member) + 1)
+    return number[index]
+
+
+def _give_to_nearest(votes, numbers):
+    """Gives the votes of number 0 to the cluster whose mean is nearest, of equally
+    near ones the first."""
+    rest = votes[numbers == 0]
+    nearest, least = np.zeros(len(rest), np.int32), np.full(len(rest), np.inf)
+    for number in range(1, numbers.max(initial=0) + 1):
+        centre = votes[numbers == number].mean(axis=0)
+        distance = np.hypot(*(rest - centre).T)
+        is_nearer = distance < least
+        nearest[is_nearer], least[is_nearer] = number, distance[is_nearer]
+    given = numbers.copy()
+    given[numbers == 0] = nearest
+    return given
 
 
 def decode_objects(offsets, classes, probability, method="optics", **options):
@@ -164,7 +206,8 @@ def decode_objects(offsets, classes, probability, method="optics", **options):
         classes: integer array `(H, W)`, label ids of things, else 0.
         probability: float array `(H, W)`, that of the class of each pixel.
         method: str, and
-        **options: as for `cluster_offsets`.
+        **options: as for `cluster_offsets`, `left_over` included. What `left_over`
+            gives to an object counts in its confidence.
 
     Returns:
         `instances`, `(H, W)` int32 with 0 for no object, else 1 to n; and a list of

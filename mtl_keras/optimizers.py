@@ -128,6 +128,19 @@ class WeightingOptimizer(keras.optimizers.MultiOptimizer):
     def iterations(self):
         return self.network_optimizer.iterations
 
+    @property
+    def optimizers(self):
+        # Keras's callbacks would set the learning rates of all optimizers alike.
+        raise AttributeError("network_optimizer and sigma_optimizer")
+
+    @property
+    def _model_variables_moving_average(self):  # for `keras.callbacks.SwapEMAWeights`
+        owners = map(self._optimizer_map, self._trainable_variables)
+        return [
+            owner._model_variables_moving_average[owner._get_variable_index(variable)]
+            for owner, variable in zip(owners, self._trainable_variables)
+        ]
+
     def save_own_variables(self, store):
         # Keras saves the two optimizers as what they are, too: not twice.
         for i, variable in enumerate(self._variables):

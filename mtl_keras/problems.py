@@ -12,7 +12,7 @@ import keras
 from mtl_keras import data, datasets, metrics, small_images
 from mtl_keras.cityscapes import LABEL_SETS
 from mtl_keras.errors import UserError
-from mtl_keras.losses import MaskedLoss
+from mtl_keras.losses import L1Norm, MaskedLoss
 from mtl_keras.model import build_network
 from mtl_keras.report import Gallery
 
@@ -88,9 +88,11 @@ class Scenes:
         )
 
     def make_losses(self):
+        """Cross entropy, `|dy| + |dx|` and absolute error, each averaged over the
+        valid pixels, as in the paper (section 4)."""
         losses = {
             "semantic": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            "instance": keras.losses.MeanAbsoluteError(),
+            "instance": L1Norm(),
             "depth": keras.losses.MeanAbsoluteError(),
         }
         return {task: MaskedLoss(losses[task]) for task in self.options.tasks}

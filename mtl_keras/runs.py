@@ -36,6 +36,12 @@ from mtl_keras.report import ProgressReport
 from mtl_keras.training import MultiTaskTrainer
 from mtl_keras.weighting import FixedWeighting, UncertaintyWeighting
 
+# Oxford, cityscapestask/train.py: PyTorch's defaults, but for a patience of 5 and a
+# threshold of 1e-3. PyTorch acts one validation later than Keras at equal patience, and
+# its threshold is a share of the best loss, which is none for a total that may be
+# negative: here it is absolute.
+PLATEAU = {"factor": 0.1, "patience": 6, "min_delta": 1e-3}
+
 
 def check_options(options):
     """Raises `UserError` for options that contradict one another."""
@@ -245,7 +251,8 @@ def build_weighting(options):
 
 
 def build_optimizer(options, num_steps):
-    """The optimizer of a run, with its learning rate schedule."""
+    """The optimizer of a run, with its learning rate schedule, except for that of
+    `"plateau"`, which is a callback."""
     rate = options.learning_rate
     if options.schedule == "poly":
         rate = keras.optimizers.schedules.PolynomialDecay(rate, num_steps, 0.0, 0.9)
@@ -272,13 +279,44 @@ def choose_jit(options):
     return use_jit
 
 
-def make_callbacks(directory, tasks, num_steps):
-    """Checkpoints, logs and progress of a run, all resumable."""
+class ResumablePlateau(keras.callbacks.ReduceLROnPlateau):
+    """Keras's `ReduceLROnPlateau` on the validation loss, which starts where an
+    interrupted training left it.
+
+    Keras forgets how long the loss has not fallen. That follows from the losses so
+    far, so this callback goes through them again.
+
+    Args:
+        losses: list of float. The validation losses of the finished epochs.
+        **kwargs: passed on to `keras.callbacks.ReduceLROnPlateau`.
+    """
+
+    def __init__(self, losses, **kwargs):
+        super().__init__(monitor="val_loss", mode="min", **kwargs)
+        self.losses = losses
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        for epoch, loss in enumerate(self.losses):
+            self.on_epoch_end(epoch, {"val_loss": loss})
+
+
+def make_callbacks(directory, tasks, num_steps, schedule="constant"):
+    """Checkpoints, logs and progress of a run, all resumable, and the schedule
+    `"plateau"`.
+
+    The learning rate of an epoch is then in `history.csv`, too.
+    """
     monitor, mode = best_metric(tasks)
     history = directory / "history.csv"
+    plateau = []
+    if schedule == "plateau":
+        losses = [row["val_loss"] for row in read_history(directory)]
+        plateau = [ResumablePlateau(losses, **PLATEAU)]
     return [
         keras.callbacks.TerminateOnNaN(raise_error=True),
         ProgressReport(num_steps),
+        *plateau,  # before what logs and saves the learning rate
         keras.callbacks.ModelCheckpoint(
             directory / "checkpoints" / "best.weights.h5",
             monitor=monitor,
@@ -335,9 +373,9 @@ def drop_unfinished_epochs(directory):
     """Forgets what was logged after the last checkpoint was written."""
     path = directory / "history.csv"
     if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
+        lines = path.read_bytes().splitlines(keepends=True)
         kept = finished_epochs(directory)
-        path.write_text("".join(lines[: kept + 1]) if kept else "")
+        path.write_bytes(b"".join(lines[: kept + 1]) if kept else b"")
 
 
 def read_history(directory):

@@ -102,6 +102,7 @@ def test_table_says_what_it_is_about(table):
     assert "network kendall with the backbone small and random weights" in text
     assert "64x128 pixels" in text and "learning rate 0.008" in text
     assert "is the mean over the images" in text  # how Oxford's IoU differs
+    assert "all-laplace has no published figures" in text
 
 
 def test_best_is_the_highest_or_the_lowest(table):

@@ -5,7 +5,7 @@ import tensorflow as tf
 from conftest import TREE_IMAGE_SIZE
 
 from mtl_keras import data, datasets
-from mtl_keras.losses import MaskedLoss
+from mtl_keras.losses import L1Norm, MaskedLoss
 from mtl_keras.model import build_network
 from mtl_keras.training import MultiTaskTrainer
 from mtl_keras.weighting import UncertaintyWeighting
@@ -226,15 +226,14 @@ def test_training_survives_frames_without_a_target():
     _, _, masks = batch
     assert masks["semantic"].numpy().all()
     assert not masks["instance"].numpy().any() and not masks["depth"].numpy().any()
-    error = keras.losses.MeanAbsoluteError
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     network = build_network(backbone="small", image_size=(32, 64), num_classes=19)
     trainer = MultiTaskTrainer(
         network,
         {
             "semantic": MaskedLoss(cross_entropy),
-            "instance": MaskedLoss(error()),
-            "depth": MaskedLoss(error()),
+            "instance": MaskedLoss(L1Norm()),
+            "depth": MaskedLoss(keras.losses.MeanAbsoluteError()),
         },
         UncertaintyWeighting(
             {"semantic": "softmax", "instance": "laplace", "depth": "laplace"}

@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 from cluster_checks import assert_same_partition, scene
 
-from mtl_keras.instances import cluster_offsets, encode_offsets, thing_classes
+from mtl_keras.instances import (
+    cluster_offsets,
+    decode_objects,
+    encode_offsets,
+    thing_classes,
+)
 
 # Encoding.
 
@@ -145,6 +150,117 @@ def test_instances_are_numbered_by_first_pixel():
     assert [instances[5, x] for x in (25, 15, 5)] == [1, 2, 3]
 
 
+# Pixels that vote for no instance.
+
+
+def cluster_row(votes, classes=1, **options):
+    """The instances of a row of pixels, by the columns that they vote for."""
+    votes = np.array(votes, float)
+    offsets = np.zeros((1, len(votes), 2))
+    offsets[0, :, 1] = votes - np.arange(len(votes))
+    classes = np.broadcast_to(classes, (1, len(votes)))
+    options = {"eps": 1.0, "min_samples": 3, "min_cluster_size": 3, **options}
+    return cluster_offsets(offsets, classes, **options)[0].tolist()
+
+
+# The means are 0.5 and 10: 4 is nearer to the first, 5.25 as near to both.
+ROW = [0, 0, 1, 1, 10, 10, 10, 4, 5.25, 6.5, -400]
+
+
+def test_left_over_pixels_are_noise():
+    expected = [1, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0]
+    assert cluster_row(ROW) == cluster_row(ROW, left_over="noise") == expected
+
+
+def test_left_over_pixels_go_to_the_nearest_mean():
+    expected = [1, 1, 1, 1, 2, 2, 2, 1, 1, 2, 1]
+    assert cluster_row(ROW, left_over="nearest") == expected
+
+
+def test_left_over_pixels_do_not_move_the_mean():
+    """With 4.9 the mean of the first would be 0.98, and 5.4 nearer to it."""
+    row = [0, 0, 0, 0, 10, 10, 10, 4.9, 5.4]
+    assert cluster_row(row, left_over="nearest") == [1, 1, 1, 1, 2, 2, 2, 1, 2]
+
+
+def test_nearest_is_the_mean_and_not_the_closest_vote():
+    """-2.9 is 2.9 from a vote of the first, whose mean is 4, and 5.1 from the second,
+    which is all on one spot."""
+    row = [0, 1, 2, 3, 4, 5, 6, 7, 8, -8, -8, -8, -2.9]
+    assert cluster_row(row, left_over="nearest") == [1] * 9 + [2] * 4
+
+
+def test_distance_has_two_directions():
+    """Votes for (0, 0) and (0, 6); (4, 2) and (4, 4) are left over."""
+    votes = np.array([[0, 0]] * 3 + [[0, 6]] * 3 + [[4, 2], [4, 4]], float)
+    offsets = np.zeros((1, 8, 2))
+    offsets[0] = votes - np.argwhere(np.ones((1, 8)))
+    instances = cluster_offsets(
+        offsets,
+        np.ones((1, 8), bool),
+        left_over="nearest",
+        eps=1.0,
+        min_samples=3,
+        min_cluster_size=1,
+    )
+    assert instances[0].tolist() == [1, 1, 1, 2, 2, 2, 1, 2]
+
+
+def test_pixels_of_small_clusters_are_left_over():
+    row = [0, 0, 0, 0, 10, 10, 10, 7, 7]
+    size = {"min_cluster_size": 4}
+    assert cluster_row(row, **size) == [1, 1, 1, 1, 0, 0, 0, 0, 0]
+    assert cluster_row(row, left_over="nearest", **size) == [1] * 9
+
+
+def test_left_over_pixels_stay_in_their_class():
+    """The 24 that votes for 10 goes to the only 24, at 0; no 33 is found."""
+    row = [0, 0, 0, 10, 10, 10, 10, 10, 0]
+    classes = [24, 24, 24, 26, 26, 26, 24, 33, 33]
+    expected = [1, 1, 1, 2, 2, 2, 1, 0, 0]
+    assert cluster_row(row, classes, left_over="nearest") == expected
+
+
+def test_without_an_instance_there_is_no_nearest():
+    assert cluster_row([0, 5, 10], left_over="nearest") == [0, 0, 0]
+    assert cluster_row([], left_over="nearest") == []
+
+
+def test_numbers_follow_the_first_pixel_whatever_is_given_to_an_instance():
+    row = [8, 0, 0, 0, 10, 10, 10]
+    assert cluster_row(row) == [0, 1, 1, 1, 2, 2, 2]
+    assert cluster_row(row, left_over="nearest") == [1, 2, 2, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("method", ["optics", "optics-xi", "hdbscan"])
+def test_only_what_is_left_over_changes(method):
+    offsets, mask = encode_offsets(scene(6, size=(48, 64), largest=(16, 20)))
+    rng = np.random.default_rng(0)
+    offsets += rng.normal(0, 0.1, offsets.shape)
+    stray = np.argwhere(mask)[::20]
+    offsets[*stray.T] += rng.uniform(-500, 500, stray.shape)
+    noise = cluster_offsets(offsets, mask, method)
+    nearest = cluster_offsets(offsets, mask, method, left_over="nearest")
+    found = noise > 0
+    assert found.any() and (noise[mask] == 0).any()
+    assert_same_partition(nearest[found], noise[found])
+    assert (nearest[mask] > 0).all() and not nearest[~mask].any()
+    assert nearest.max() == noise.max()
+
+
+def test_objects_take_their_left_over_pixels_along():
+    offsets = np.zeros((1, 4, 2))
+    offsets[0, :, 1] = np.array([0, 0, 0, 5]) - np.arange(4)
+    classes, probability = np.full((1, 4), 26), np.array([[0.9, 0.9, 0.9, 0.5]])
+    options = {"eps": 1.0, "min_samples": 3, "min_cluster_size": 3}
+    for left_over, confidence in {"noise": 0.9, "nearest": 0.8}.items():
+        instances, objects = decode_objects(
+            offsets, classes, probability, left_over=left_over, **options
+        )
+        assert instances.tolist() == [[1, 1, 1, int(left_over == "nearest")]]
+        assert objects == [(26, pytest.approx(confidence))]
+
+
 def test_what_lies_outside_of_the_mask_does_not_count():
     ids = scene(6)
     offsets, mask = encode_offsets(ids)
@@ -166,6 +282,7 @@ def test_non_finite_offsets(value):
     "arguments, message",
     [
         ({"method": "meanshift"}, "method must be one of"),
+        ({"left_over": "near"}, "left_over must be one of"),
         ({"epsilon": 1.0}, "'optics' has the options"),
         ({"method": "hdbscan", "eps": 1.0}, "'hdbscan' has the options"),
         ({"eps": 0.0}, "eps must be positive"),

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+import train
 from mtl_keras import runs
 from mtl_keras.cli import TrainOptions
 from mtl_keras.errors import BusyError, UserError
@@ -290,6 +291,19 @@ def test_cosine_schedule_rises_for_a_tenth_of_the_run():
     assert rates(4, 0, 2, 4) == pytest.approx([0.1, 0.05, 0], abs=1e-6)
 
 
+def test_losses_of_the_scenes_are_those_of_the_paper():
+    losses = open_problem(make_options("x")).make_losses()
+    offsets = np.array([[[[3, -4], [1, 0], [np.nan, 9]]]], "float32")  # (1, 1, 3, 2)
+    mask = np.array([[[1, 1, 0]]], "float32")
+    zeros = np.zeros_like(offsets)
+    assert float(losses["instance"](zeros, offsets, mask)) == (3 + 4 + 1 + 0) / 2
+    disparity = np.array([[[[3], [-4], [np.nan]]]], "float32")
+    assert float(losses["depth"](zeros[..., :1], disparity, mask)) == (3 + 4) / 2
+    logits = np.log(np.full((1, 1, 3, 19), 1 / 19, "float32"))
+    cross_entropy = losses["semantic"](np.zeros((1, 1, 3), "int32"), logits, mask)
+    assert float(cross_entropy) == pytest.approx(np.log(19))
+
+
 @pytest.mark.parametrize("tasks", [("depth",), ("semantic", "instance", "depth")])
 def test_trainer_of_a_run(tasks, set_policy):
     trainer = build_trainer(make_options("x", tasks=tasks, label_set="ids"))
@@ -336,6 +350,15 @@ def test_what_was_logged_after_the_checkpoint_is_forgotten(run):
     runs.drop_unfinished_epochs(directory)
 
 
+def test_what_is_kept_of_the_history_is_kept_to_the_byte(run):
+    directory, _ = run
+    path = directory / "history.csv"
+    lines = [b"epoch,loss\r\n", b"0,1.5\r\n", b"1,1.25\r\n", b"2,1.0\r\n"]
+    path.write_bytes(b"".join(lines))
+    runs.drop_unfinished_epochs(directory)
+    assert path.read_bytes() == b"".join(lines[:3])
+
+
 def test_the_best_so_far_outlives_a_restart(run):
     directory, _ = run
     write_history(directory, ROWS)
@@ -348,6 +371,112 @@ def test_the_best_so_far_outlives_a_restart(run):
         )
         thresholds.append(checkpoint.best)
     assert thresholds == [0.4, 3.0]
+
+
+# The schedule "plateau".
+
+
+class Interruption(keras.callbacks.Callback):
+    """Ctrl-C at the start of an epoch."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+def train_digits(monkeypatch, output, interrupted_at=None):
+    """The history, and the weights and optimizer state at the end, of seven epochs."""
+    options = TrainOptions(
+        dataset="digits",
+        tasks=("class", "reconstruction"),
+        likelihoods={"class": "softmax", "reconstruction": "laplace"},
+        train_frames=64,
+        batch_size=32,
+        epochs=7,
+        learning_rate=0.01,
+        schedule="plateau",
+        output=str(output),
+        resume=True,
+        jit="off",
+    )
+    if interrupted_at:
+        make_callbacks = runs.make_callbacks
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(
+                runs,
+                "make_callbacks",
+                lambda *args: [*make_callbacks(*args), Interruption(interrupted_at)],
+            )
+            train.train(options, export=False)
+        assert runs.finished_epochs(output) == interrupted_at
+    train.train(options, export=False)
+    found = {}
+    with h5py.File(output / "checkpoints" / "last" / "latest.weights.h5") as file:
+        file.visititems(
+            lambda name, item: (
+                found.update({name: item[()]})
+                if isinstance(item, h5py.Dataset)
+                else None
+            )
+        )
+    return runs.read_history(output), found
+
+
+@pytest.fixture
+def never_falls(monkeypatch):
+    """No loss is low enough to be an improvement on the first."""
+    settings = {"factor": 0.5, "patience": 2, "min_delta": 1e9}
+    monkeypatch.setattr(runs, "PLATEAU", settings)
+
+
+def test_the_rate_falls_on_a_plateau(tmp_path, monkeypatch, never_falls, set_policy):
+    history, weights = train_digits(monkeypatch, tmp_path / "run")
+    rates = [row["learning_rate"] for row in history]
+    # Of the first epoch, and of every second after two without an improvement.
+    expected = [0.01, 0.01, 0.01, 0.005, 0.005, 0.0025, 0.0025]
+    assert rates == pytest.approx(expected, rel=1e-6)
+    assert weights["optimizer/vars/1"] == pytest.approx(0.00125)  # to go on with
+
+
+@pytest.mark.parametrize("epoch", [2, 5])
+def test_a_plateau_outlives_a_restart(
+    tmp_path, monkeypatch, never_falls, set_policy, epoch
+):
+    """One epoch into a plateau, and one into the second after a fall of the rate."""
+    history, weights = train_digits(monkeypatch, tmp_path / "whole")
+    again, found = train_digits(monkeypatch, tmp_path / "parts", interrupted_at=epoch)
+    assert history == again
+    assert weights.keys() == found.keys() and len(weights) > 50
+    for name, value in weights.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_the_plateau_is_that_of_oxford():
+    """PyTorch's scheduler waits for more than `patience` losses that are no better."""
+    trainer = keras.Sequential([keras.layers.Dense(1)])
+    trainer.compile(keras.optimizers.SGD(1.0))
+    callback = runs.ResumablePlateau([], **runs.PLATEAU)
+    callback.set_model(trainer)
+    callback.on_train_begin()
+    rates = []
+    losses = [-1.0, -1.0005, *[-0.9] * 4, -1.0009, -1.0009, -1.1, -1.0]
+    for epoch, loss in enumerate(losses):
+        callback.on_epoch_end(epoch, {"val_loss": loss})
+        rates.append(float(trainer.optimizer.learning_rate))
+    assert rates == pytest.approx([1.0] * 6 + [0.1] * 4)
+    assert callback.best == -1.1 and callback.wait == 1
+
+
+def test_other_schedules_have_no_plateau(tmp_path):
+    for schedule in ("constant", "poly", "cosine"):
+        callbacks = runs.make_callbacks(tmp_path, ("depth",), 10, schedule)
+        assert not any(isinstance(c, runs.ResumablePlateau) for c in callbacks)
+    adam = runs.build_optimizer(TrainOptions(learning_rate=0.1, schedule="plateau"), 10)
+    assert float(adam.learning_rate) == pytest.approx(0.1)
 
 
 def test_divergence_is_explained(run):
