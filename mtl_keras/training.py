@@ -351,11 +351,10 @@ class MultiTaskTrainer(keras.Model):
             for task, s in weighting.log_variances.items():
                 start = ops.convert_to_tensor(weighting.starts[task])
                 seen = ops.convert_to_tensor(weighting.seen[task])
-                # Momentum would move it on; and several batches may make one update.
-                is_held = ops.logical_and(is_updated, ops.equal(seen, 0.0))
-                value = ops.where(
-                    is_held, log_variances[task], ops.convert_to_tensor(s)
-                )
+                # Of an absent task: momentum would move it on. `seen` looks back to the
+                # last update, which several batches may make together.
+                value = ops.convert_to_tensor(s)
+                value = ops.where(seen > 0, value, log_variances[task])
                 # What the forward pass of JAX assigns to trainable weights is lost.
                 is_first = ops.not_equal(ops.isnan(start), ops.isnan(starts[task]))
                 s.assign(ops.where(is_first, start, value))
