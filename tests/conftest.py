@@ -22,6 +22,8 @@ class NoTensorFlow(importlib.abc.MetaPathFinder):
 
 
 if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+    if os.environ["KERAS_BACKEND"] == "torch":
+        import torch._dynamo  # noqa: F401  it looks whether there is a TensorFlow
     assert "tensorflow" not in sys.modules
     sys.meta_path.insert(0, NoTensorFlow())
     # JAX compiles hundreds of operations that run for microseconds.
