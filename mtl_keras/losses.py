@@ -345,4 +345,5 @@ def _takes_weights(function):
 
 
 def _as_text(shape):
-    return f"({', '.join('batch' if n is None else str(n) for n in shape)})"
+    sizes = ["batch" if size is None else str(size) for size in shape]
+    return f"({sizes[0]},)" if len(sizes) == 1 else f"({', '.join(sizes)})"

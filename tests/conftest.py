@@ -50,6 +50,8 @@ CORE_TESTS = (
     "optimizers",
     "streets",
     "training",
+    "weighting",
+    "weighting_optimizer",
 )
 if keras.backend.backend() != "tensorflow":
     collect_ignore = [

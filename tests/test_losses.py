@@ -6,212 +6,14 @@ import numpy as np
 import pytest
 from gradients import value_and_gradients
 from keras import ops
-from layer_checks import check_layer
 
 from mtl_keras import losses
-from mtl_keras.losses import MaskedLoss
-from mtl_keras.weighting import FixedWeighting, UncertaintyWeighting
-
-# Likelihood: a and c of `a * exp(-s) * L + c * s`, and sigma at s = ln 4.
-FORMULAS = {
-    "softmax": (1.0, 0.5, 2.0),
-    "gaussian": (0.5, 0.5, 2.0),
-    "laplace": (1.0, 1.0, 4.0),
-    "mtl": (0.5, 1.0, 2.0),
-}
-EVERY_LIKELIHOOD = {name: name for name in FORMULAS}
+from mtl_keras.losses import L1Norm, MaskedLoss, get_loss, sum_loss
 
 
-def settle(layer, task_losses, steps=80):
-    """Minimizes the total over the log variances alone, the losses being fixed."""
-    optimizer = keras.optimizers.SGD(0.5)
-    task_losses = {task: ops.array(loss) for task, loss in task_losses.items()}
-    for _ in range(steps):
-        _, gradients = value_and_gradients(
-            lambda: layer(task_losses), layer.trainable_variables
-        )
-        gradients = [ops.convert_to_tensor(gradient) for gradient in gradients]
-        optimizer.apply(gradients, layer.trainable_variables)
-    return {task: float(s.numpy()) for task, s in layer.log_variances.items()}
-
-
-@pytest.mark.parametrize("module", [losses])
-def test_examples_of_the_docstrings(module):
-    names = {"keras": keras, "ops": ops}
-    result = doctest.testmod(module, extraglobs=names)
+def test_examples_of_the_docstrings():
+    result = doctest.testmod(losses, extraglobs={"keras": keras, "ops": ops})
     assert result.attempted > 0 and result.failed == 0
-
-
-@pytest.mark.parametrize("likelihood", FORMULAS)
-def test_total_is_the_closed_form(likelihood):
-    a, c, _ = FORMULAS[likelihood]
-    layer = UncertaintyWeighting({"depth": likelihood}, initial_log_variance=0.7)
-    total = layer({"depth": ops.array(3.0)})
-    np.testing.assert_allclose(total, a * math.exp(-0.7) * 3 + c * 0.7, rtol=1e-6)
-
-
-@pytest.mark.parametrize("likelihood", FORMULAS)
-def test_reported_sigma_and_weight(likelihood):
-    a, _, sigma = FORMULAS[likelihood]
-    layer = UncertaintyWeighting({"depth": likelihood}, math.log(4.0))
-    assert layer.sigmas() == {"depth": pytest.approx(sigma)}
-    assert layer.task_weights() == {"depth": pytest.approx(a / 4)}
-    logs = {name: float(value) for name, value in layer.logs().items()}
-    assert logs == {
-        "depth/sigma": pytest.approx(sigma),
-        "depth/weight": pytest.approx(a / 4),
-    }
-
-
-def test_total_may_be_negative():
-    layer = UncertaintyWeighting({"depth": "laplace"}, initial_log_variance=-4.0)
-    assert float(layer({"depth": ops.array(0.01)})) < 0
-
-
-def test_fixed_losses_drive_s_to_the_analytic_minimum():
-    task_losses = {"softmax": 0.3, "gaussian": 5.0, "laplace": 2.0, "mtl": 0.04}
-    layer = UncertaintyWeighting(EVERY_LIKELIHOOD)
-    settled = settle(layer, task_losses)
-    for task, loss in task_losses.items():
-        a, c, _ = FORMULAS[task]
-        assert settled[task] == pytest.approx(math.log(a * loss / c), abs=1e-4)
-        assert layer.task_weights()[task] == pytest.approx(c / loss, rel=1e-4)
-
-
-def test_scaling_a_loss_shifts_s_and_keeps_the_weighted_gradient():
-    once, scaled = (UncertaintyWeighting(EVERY_LIKELIHOOD) for _ in range(2))
-    factor = 7.0
-    before = settle(once, dict.fromkeys(FORMULAS, 1.3))
-    after = settle(scaled, dict.fromkeys(FORMULAS, factor * 1.3))
-    for task in FORMULAS:
-        assert after[task] - before[task] == pytest.approx(math.log(factor), abs=1e-4)
-        # The gradient of k * L is k times that of L.
-        assert factor * scaled.task_weights()[task] == pytest.approx(
-            once.task_weights()[task], rel=1e-4
-        )
-
-
-@pytest.mark.parametrize("likelihood", FORMULAS)
-def test_gradient_vanishes_at_the_minimum_only(likelihood):
-    a, c, _ = FORMULAS[likelihood]
-    minimum = math.log(a * 2.5 / c)
-    gradients = []
-    for start in (minimum - 0.5, minimum, minimum + 0.5):
-        layer = UncertaintyWeighting({"depth": likelihood}, start)
-        _, (gradient,) = value_and_gradients(
-            lambda: layer({"depth": ops.array(2.5)}), layer.trainable_variables
-        )
-        gradients.append(float(gradient))
-    assert gradients[0] < -0.1 and gradients[2] > 0.1
-    assert gradients[1] == pytest.approx(0, abs=1e-6)
-
-
-def test_absent_task_adds_neither_loss_nor_regularizer():
-    layer = UncertaintyWeighting({"semantic": "softmax", "depth": "laplace"}, 0.7)
-    both = {"semantic": ops.array(2.0), "depth": ops.array(5.0)}
-    total, gradients = value_and_gradients(
-        lambda: layer(both, present={"semantic": 1.0, "depth": 0.0}),
-        layer.trainable_variables,
-    )
-    np.testing.assert_allclose(total, math.exp(-0.7) * 2 + 0.5 * 0.7, rtol=1e-6)
-    by_path = dict(zip([v.name for v in layer.trainable_variables], gradients))
-    assert by_path["depth_log_variance"] == 0
-    assert by_path["semantic_log_variance"] != 0
-
-
-def test_tasks_may_be_left_out():
-    layer = UncertaintyWeighting({"semantic": "softmax", "depth": "laplace"}, 0.7)
-    total = layer({"depth": ops.array(5.0)})
-    np.testing.assert_allclose(total, math.exp(-0.7) * 5 + 0.7, rtol=1e-6)
-
-
-def test_initial_values_by_task():
-    layer = UncertaintyWeighting(
-        {"semantic": "softmax", "instance": "mtl", "depth": "laplace"},
-        {"semantic": -1.0, "depth": 2.0},
-    )
-    starts = {task: float(s.numpy()) for task, s in layer.log_variances.items()}
-    assert starts == {"semantic": -1.0, "instance": 0.0, "depth": 2.0}
-
-
-def test_the_weights_exist_before_the_first_batch():
-    layer = UncertaintyWeighting({"semantic": "softmax", "depth": "laplace"})
-    assert len(layer.trainable_variables) == 2
-
-
-def test_what_uncertainty_weighting_refuses():
-    with pytest.raises(ValueError, match="no task"):
-        UncertaintyWeighting({})
-    with pytest.raises(ValueError, match="'poisson' for task 'depth'.*laplace"):
-        UncertaintyWeighting({"depth": "poisson"})
-    with pytest.raises(ValueError, match="initial_log_variance.*'semantic'"):
-        UncertaintyWeighting({"depth": "mtl"}, {"semantic": 0.0})
-    layer = UncertaintyWeighting({"depth": "mtl"})
-    with pytest.raises(ValueError, match="losses.*'instance'.*'depth'"):
-        layer({"instance": ops.array(1.0)})
-
-
-@pytest.mark.parametrize(
-    "layer_class, init_kwargs, weights",
-    [
-        (
-            UncertaintyWeighting,
-            {
-                "likelihoods": {"semantic": "softmax", "depth": "mtl"},
-                "initial_log_variance": {"depth": 1.5},
-            },
-            {"semantic_log_variance": (), "depth_log_variance": ()},
-        ),
-        (FixedWeighting, {"weights": {"semantic": 0.5, "depth": 2.0}}, {}),
-    ],
-)
-def test_weighting_is_a_well_behaved_layer(layer_class, init_kwargs, weights, tmp_path):
-    check_layer(
-        layer_class,
-        init_kwargs,
-        input_shape={"semantic": (), "depth": ()},
-        expected_weights=weights,
-        expected_output_shape=(),
-        expected_dtype="float32",
-        tmp_path=tmp_path,
-    )
-
-
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize("given", [False, True])
-def test_arithmetic_stays_float32_under_mixed_policies(policy, given, set_policy):
-    set_policy(policy)
-    layer = UncertaintyWeighting(
-        {"depth": "laplace"}, 0.7001, **({"dtype": policy} if given else {})
-    )
-    total = layer({"depth": ops.array(3.0001)})
-    assert keras.backend.standardize_dtype(total.dtype) == "float32"
-    expected = math.exp(-0.7001) * 3.0001 + 0.7001
-    np.testing.assert_allclose(total, expected, rtol=1e-6)
-
-
-def test_fixed_weighting():
-    layer = FixedWeighting({"semantic": 0.5, "depth": 3.0})
-    total = layer({"semantic": ops.array(4.0), "depth": ops.array(1.5)})
-    assert float(total) == pytest.approx(0.5 * 4.0 + 3.0 * 1.5)
-    assert layer.task_weights() == {"semantic": 0.5, "depth": 3.0}
-    assert layer.sigmas() == {} and layer.trainable_variables == []
-
-
-def test_weight_zero_switches_a_task_off_even_at_nan():
-    layer = FixedWeighting({"semantic": 0.5, "depth": 0})
-    total = layer({"semantic": ops.array(4.0), "depth": ops.array(float("nan"))})
-    assert float(total) == 2.0
-
-
-def test_what_fixed_weighting_refuses():
-    with pytest.raises(ValueError, match="no task"):
-        FixedWeighting({})
-    for weight in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"'depth'.*{weight}"):
-            FixedWeighting({"depth": weight})
-    with pytest.raises(ValueError, match="'semantic'"):
-        FixedWeighting({"depth": 1.0})({"semantic": ops.array(1.0)})
 
 
 def test_masked_loss_is_the_mean_over_the_mask():
@@ -301,3 +103,201 @@ def test_masked_loss_round_trip():
     logits = np.zeros((1, 2, 4), "float32")
     value = restored(np.array([[1, 2]]), logits, np.array([[1.0, 0.0]]))
     assert float(value) == pytest.approx(math.log(4))
+
+
+def test_l1_norm_sums_the_components():
+    target = np.zeros((1, 2, 2), "float32")
+    prediction = np.array([[[1, -3], [0, 2]]], "float32")
+    values = L1Norm(reduction=None)(target, prediction)
+    np.testing.assert_array_equal(ops.convert_to_numpy(values), [[4, 2]])
+
+
+DTYPES = ("float32", "float16", "bool", "uint8", "int64")
+RNG = np.random.default_rng(0)
+VALID = np.array([1, 1, 0, 1, 0, 1, 1, 0])
+
+
+def mean_of(loss, *args):
+    total, count = sum_loss(get_loss(loss, "the task"), *args)
+    return float(total) / float(count)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mask_shape", [(8,), (8, 1)])
+@pytest.mark.parametrize("prediction_shape", [(8,), (8, 1)])
+@pytest.mark.parametrize("target_shape", [(8,), (8, 1)])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "mse",
+        keras.losses.MeanSquaredError(),
+        keras.losses.MeanSquaredError(reduction=None),
+        keras.losses.mean_squared_error,
+        lambda y_true, y_pred: ops.square(y_true - y_pred),
+        lambda y_true, y_pred, sample_weight: weighted_mse(
+            y_true, y_pred, sample_weight, by_weight=True
+        ),
+        lambda y_true, y_pred, sample_weight: weighted_mse(
+            y_true, y_pred, sample_weight, by_weight=False
+        ),
+    ],
+)
+def test_samples_of_any_shape(loss, target_shape, prediction_shape, mask_shape, dtype):
+    target = RNG.normal(size=8).astype("float32")
+    prediction = RNG.normal(size=8).astype("float32")
+    expected = np.square(target - prediction)[VALID > 0].mean()
+    target[VALID == 0] = np.nan
+    found = mean_of(
+        loss,
+        target.reshape(target_shape),
+        ops.array(np.where(VALID > 0, prediction, np.nan).reshape(prediction_shape)),
+        VALID.astype(dtype).reshape(mask_shape),
+    )
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def weighted_mse(y_true, y_pred, sample_weight, by_weight):
+    """A loss of somebody's own, which divides by the weights or by the samples."""
+    errors = ops.square(ops.reshape(y_true, (-1,)) - ops.reshape(y_pred, (-1,)))
+    weights = ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
+    divisor = ops.sum(weights) if by_weight else ops.cast(ops.size(errors), "float32")
+    return ops.sum(weights * errors) / divisor
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 4, 1), (2,), (2, 1)])
+def test_maps_with_masks_of_pixels_or_images(shape, dtype):
+    labels = RNG.integers(0, 3, (2, 3, 4))
+    logits = RNG.normal(size=(2, 3, 4, 3)).astype("float32")
+    by_pixel = len(shape) > 2
+    mask = RNG.integers(0, 2, shape) if by_pixel else np.array([0, 1]).reshape(shape)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    values = -np.take_along_axis(log_p, labels[..., None], -1)[..., 0]
+    kept = mask.reshape((2, 3, 4) if by_pixel else (2, 1, 1)) * np.ones((2, 3, 4))
+    expected = (values * kept).sum() / kept.sum()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    for target in (labels, labels[..., None]):
+        found = mean_of(loss, target, ops.array(logits), mask.astype(dtype))
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_are_weights():
+    target, prediction = np.zeros((3, 1), "float32"), np.array([[1.0], [2], [3]])
+    weights = np.array([0.5, 0.0, 2.0])
+    found = mean_of("mae", target, ops.array(prediction, "float32"), weights)
+    assert found == pytest.approx((0.5 * 1 + 2 * 3) / 2.5)
+
+
+def test_nan_and_negative_weights_count_nothing():
+    target, prediction = np.zeros((3, 1), "float32"), np.array([[1.0], [2], [3]])
+    weights = np.array([1.0, np.nan, -2.0], "float32")
+    assert mean_of("mae", target, ops.array(prediction, "float32"), weights) == 1.0
+
+
+def test_a_half_precision_mask_is_counted_exactly():
+    target = np.zeros((70000, 1), "float32")  # float16 ends at 65504
+    prediction = ops.ones((70000, 1))
+    total, count = sum_loss(
+        get_loss("mae", "it"), target, prediction, np.ones(70000, "float16")
+    )
+    assert float(count) == 70000 and float(total) == 70000
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(), (3,), (2, 2), (2, 3), (2, 4, 3), (2, 3, 4, 3), (2, 3, 4, 1, 1), (2, 1, 1)],
+)
+def test_masks_of_other_shapes_are_refused(shape):
+    labels, logits = np.zeros((2, 3, 4)), ops.zeros((2, 3, 4, 3))
+    loss = get_loss("sparse_categorical_crossentropy", "it")
+    with pytest.raises(ValueError, match=r"mask of the task .*\(2, 3, 4\).*Received"):
+        sum_loss(loss, labels, logits, np.ones(shape))
+
+
+def test_a_mask_of_components_is_refused():
+    with pytest.raises(ValueError, match=r"one per sample.*Received: shape \(8, 3\)"):
+        mean_of("mse", np.zeros((8, 3)), ops.zeros((8, 3)), np.ones((8, 3)))
+
+
+@pytest.mark.parametrize("wrap", [lambda loss: loss, MaskedLoss])
+def test_what_a_loss_ignores_does_not_count(wrap):
+    labels = np.array([1, -1, 0, -1])
+    logits = np.zeros((4, 3), "float32")
+    logits[1] = 100, 0, 0  # where it is ignored
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+    total, count = sum_loss(get_loss(wrap(loss), "it"), labels, ops.array(logits))
+    assert float(count) == 2
+    assert float(total) == pytest.approx(2 * math.log(3))
+    mask = np.array([1, 1, 0, 0], "float32")
+    total, count = sum_loss(get_loss(wrap(loss), "it"), labels, ops.array(logits), mask)
+    assert float(count) == 1
+    assert float(total) == pytest.approx(math.log(3))
+
+
+def test_losses_per_sample_take_masks_per_sample_only():
+    def dice(y_true, y_pred):  # one value per image
+        return ops.mean(ops.abs(y_true - y_pred), axis=(1, 2, 3))
+
+    target = np.zeros((2, 3, 4, 1), "float32")
+    prediction = np.ones((2, 3, 4, 1), "float32")
+    prediction[1] = 5
+    found = mean_of(dice, target, ops.array(prediction), np.array([0, 1]))
+    assert found == 5
+    assert mean_of(dice, target, ops.array(prediction)) == 3
+    with pytest.raises(ValueError, match="one value per sample.*sample_weight"):
+        mean_of(dice, target, ops.array(prediction), np.ones((2, 3, 4)))
+
+
+def test_losses_per_batch_take_no_mask():
+    def rms(y_true, y_pred):
+        return ops.sqrt(ops.mean(ops.square(y_true - y_pred)))
+
+    target, prediction = np.zeros((4, 1), "float32"), ops.ones((4, 1)) * 3
+    assert mean_of(rms, target, prediction) == pytest.approx(3)
+    for loss in (rms, keras.losses.Dice()):
+        with pytest.raises(ValueError, match="one value per batch"):
+            mean_of(loss, target, prediction, np.ones(4))
+
+
+def test_weighted_losses_must_be_scalars():
+    def vector(y_true, y_pred, sample_weight=None):
+        return ops.abs(y_true - y_pred)
+
+    with pytest.raises(ValueError, match=r"the task must be a scalar.*\(4, 1\)"):
+        mean_of(vector, np.zeros((4, 1), "float32"), ops.ones((4, 1)))
+
+
+@pytest.mark.parametrize("by_weight", [False, True])
+def test_weighted_losses_of_nothing_are_nothing(by_weight):
+    def loss(y_true, y_pred, sample_weight):
+        return weighted_mse(y_true, y_pred, sample_weight, by_weight)
+
+    prediction = keras.Variable(np.full((4, 1), np.nan, "float32"))
+    target = np.full((4, 1), np.nan, "float32")
+    value, (gradient,) = value_and_gradients(
+        lambda: sum_loss(loss, target, prediction, np.zeros(4))[0], [prediction]
+    )
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize(
+    "loss, message",
+    [
+        ("no such loss", "must be a Keras loss.*'no such loss'"),
+        (3, "must be a Keras loss.*3"),
+        (None, "must be a Keras loss.*None"),
+        (keras.losses.MeanSquaredError(reduction="sum"), "reduction 'sum'"),
+    ],
+)
+def test_what_is_no_loss(loss, message):
+    with pytest.raises(ValueError, match=f"The loss of task 'age' .*{message}"):
+        get_loss(loss, "task 'age'")
+
+
+def test_masked_loss_leaves_the_users_loss_alone():
+    loss = keras.losses.MeanSquaredError()
+    MaskedLoss(loss)(np.zeros((2, 1)), ops.ones((2, 1)), np.ones(2))
+    assert loss.reduction == "sum_over_batch_size"
+    ones, weights = ops.ones((4, 1)), np.array([1.0, 1, 0, 0])
+    assert float(loss(np.zeros((4, 1)), ones, weights)) == 0.5

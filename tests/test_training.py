@@ -317,7 +317,10 @@ def test_unmasked_losses_do_not_depend_on_the_batches_either():
 def test_sigmas_move_by_the_factor(optimizer):
     moved = {}
     for factor in (1.0, 8.0):
-        trainer = build_trainer(sigma_learning_rate_factor=factor)
+        trainer = build_trainer(
+            weighting=UncertaintyWeighting(LIKELIHOODS, 0.0),
+            sigma_learning_rate_factor=factor,
+        )
         trainer.compile(
             keras.optimizers.get(
                 {"class_name": optimizer, "config": {"learning_rate": 0.01}}
@@ -334,7 +337,11 @@ def test_sigmas_move_by_the_factor(optimizer):
 
 
 def test_a_plain_step_of_s_is_that_of_the_gradient():
-    trainer = build_trainer(tasks=("weight",), sigma_learning_rate_factor=1.0)
+    trainer = build_trainer(
+        tasks=("weight",),
+        weighting=UncertaintyWeighting({"weight": "laplace"}, 0.0),
+        sigma_learning_rate_factor=1.0,
+    )
     trainer.compile(keras.optimizers.SGD(0.01))
     x, targets = make_data()
     outputs = trainer.network(x, training=True)["weight"]
@@ -451,7 +458,7 @@ def test_keras_file_holds_everything(tmp_path):
     loaded = keras.saving.load_model(tmp_path / "trainer.keras")
     assert loaded.weighting.sigmas() == trainer.weighting.sigmas()
     assert loaded.sigma_learning_rate_factor == 3.0
-    assert isinstance(loaded.optimizer, keras.optimizers.AdamW)
+    assert isinstance(loaded.optimizer.network_optimizer, keras.optimizers.AdamW)
     predicted, original = loaded.predict(x, verbose=0), trainer.predict(x, verbose=0)
     for task in TASKS:
         np.testing.assert_array_equal(predicted[task], original[task])
@@ -524,7 +531,8 @@ def some(targets):
         (some, None, "targets lack 'kind'"),
         (lambda targets: None, None, "targets must be a dict.*NoneType"),
         (dict, {"size": np.ones(24)}, "mask for 'size'.*'height'"),
-        (dict, np.ones(24), "masks must be a dict.*Received"),
+        (dict, [np.ones(24)], "masks must be a dict.*Received"),
+        (dict, {"height": np.ones((24, 2))}, r"mask of task 'height'.*\(24, 2\)"),
     ],
 )
 def test_what_the_trainer_refuses_of_the_data(change, masks, message):
@@ -533,6 +541,492 @@ def test_what_the_trainer_refuses_of_the_data(change, masks, message):
     x, targets = make_data()
     with pytest.raises(ValueError, match=message):
         trainer.test_on_batch(x, change(targets), sample_weight=masks)
+
+
+def numpy_log_variances(trainer):
+    return {
+        task: float(ops.convert_to_numpy(s))
+        for task, s in trainer.weighting.log_variances.items()
+    }
+
+
+def arrays_of(model):
+    return [ops.convert_to_numpy(v).copy() for v in model.variables]
+
+
+# Masks
+
+
+def test_a_plain_loss_is_averaged_over_its_valid_elements():
+    """Noise of size 1, a tenth of the targets given: sigma is 1, not 0.3."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(4000, 6)).astype("float32")
+    y = (x.sum(1, keepdims=True) + rng.normal(size=(4000, 1))).astype("float32")
+    mask = rng.random(4000) < 0.1
+    y[~mask] = np.nan
+    inputs = keras.Input((6,))
+    network = keras.Model(inputs, {"height": keras.layers.Dense(1)(inputs)})
+    trainer = build_trainer(network, tasks=("height",))
+    trainer.compile(keras.optimizers.Adam(0.02))
+    trainer.fit(
+        x,
+        {"height": y},
+        sample_weight={"height": mask},
+        batch_size=400,
+        epochs=30,
+        verbose=0,
+    )
+    assert trainer.weighting.sigmas()["height"] == pytest.approx(1, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bool", "int32"])
+@pytest.mark.parametrize("shape", [(24,), (24, 1)])
+def test_what_lies_under_a_mask_reaches_nothing(dtype, shape):
+    x, targets = make_data()
+    mask = (np.arange(24) % 3 > 0).astype(dtype)
+    poisoned = {
+        "height": np.where(mask[:, None] > 0, targets["height"], np.nan),
+        "weight": targets["weight"],
+        "kind": np.where(mask > 0, targets["kind"], -7),
+    }
+    kept = mask > 0
+    logs, arrays = [], []
+    for x_used, targets_used, masks in (
+        (x, poisoned, {"height": mask.reshape(shape), "kind": mask.reshape(shape)}),
+        (x, targets, {"height": mask, "kind": mask}),
+    ):
+        trainer = build_trainer(
+            task_metrics={"height": ["mae", "mse"], "kind": "accuracy"}
+        )
+        trainer.compile("adam")
+        logs.append(
+            trainer.train_on_batch(x_used, targets_used, masks, return_dict=True)
+        )
+        arrays.append(arrays_of(trainer.network))
+    assert logs[0] == logs[1] and np.isfinite([*logs[0].values()]).all()
+    for one, other in zip(*arrays):
+        np.testing.assert_array_equal(one, other)
+    # The metrics are over the valid ones, too.
+    output = ops.convert_to_numpy(trainer.network(x)["height"])
+    evaluated = trainer.evaluate(
+        x,
+        poisoned,
+        sample_weight={"height": mask, "kind": mask},
+        verbose=0,
+        return_dict=True,
+    )
+    errors = np.abs(output - targets["height"])[kept]
+    assert evaluated["height/mae"] == pytest.approx(errors.mean(), rel=1e-5)
+    assert evaluated["height/mse"] == pytest.approx(np.square(errors).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("masks", [{"kind"}, {"kind", "height"}])
+def test_masks_for_some_tasks_only(masks):
+    x, targets = make_data()
+    given = {task: (np.arange(24) % 2).astype("float32") for task in masks}
+    full = {task: given.get(task, np.ones(24, "float32")) for task in TASKS}
+    results = []
+    for sample_weight in (given, full, {**dict.fromkeys(TASKS), **given}):
+        trainer = build_trainer()
+        trainer.compile("adam")
+        history = trainer.fit(
+            x,
+            targets,
+            sample_weight=sample_weight,
+            validation_data=(x, targets, sample_weight),
+            batch_size=8,
+            epochs=2,
+            shuffle=False,
+            verbose=0,
+        ).history
+        score = trainer.evaluate(
+            x, targets, sample_weight=sample_weight, verbose=0, return_dict=True
+        )
+        results.append((history, score))
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("weighting", [None, FixedWeighting(dict.fromkeys(TASKS, 0.5))])
+def test_evaluation_does_not_depend_on_the_batches(weighting):
+    x, targets = make_data()
+    masks = {
+        "height": (np.arange(24) % 3 == 0).astype("float32"),
+        "kind": (np.arange(24) > 9).astype("float32"),  # none in the first batch
+        "weight": np.linspace(0, 1, 24),
+    }
+    trainer = build_trainer(
+        build_mlp(regularizer=keras.regularizers.L2(0.1)),
+        weighting=weighting,
+        task_metrics={"height": [keras.metrics.RootMeanSquaredError(name="rms")]},
+    )
+    trainer.compile("adam")
+    trainer.fit(x, targets, verbose=0)
+    whole, *cut = (
+        trainer.evaluate(
+            x,
+            targets,
+            sample_weight=masks,
+            batch_size=size,
+            verbose=0,
+            return_dict=True,
+        )
+        for size in (24, 5, 7, 1)
+    )
+    for logs in cut:
+        assert logs == pytest.approx(whole, rel=1e-5)
+    losses = {task: ops.array(whole[f"{task}/loss"]) for task in TASKS}
+    kernel = ops.convert_to_numpy(trainer.network.get_layer("trunk").kernel)
+    total = float(trainer.weighting(losses)) + 0.1 * np.square(kernel).sum()
+    assert whole["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_masks_that_layers_carry():
+    tokens = keras.Input((5,), dtype="int32")
+    x = keras.layers.Embedding(7, 4, mask_zero=True)(tokens)
+    x = keras.layers.GRU(4, return_sequences=True)(x)
+    network = keras.Model(tokens, {"tag": keras.layers.Dense(3)(x)})
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    trainer = MultiTaskTrainer(
+        network, {"tag": loss}, UncertaintyWeighting({"tag": "softmax"}), {"tag": "acc"}
+    )
+    trainer.compile("sgd")
+    x = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 6, 1]])
+    tags = np.array([[0, 1, 2, 2, 2], [2, 1, 0, 1, 2]])
+    logs = trainer.evaluate(x, {"tag": tags}, verbose=0, return_dict=True)
+    logits = ops.convert_to_numpy(network(x)["tag"])
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    values = -np.take_along_axis(log_p, tags[..., None], -1)[..., 0]
+    assert logs["tag/loss"] == pytest.approx(values[x > 0].mean(), rel=1e-5)
+    hits = (logits.argmax(-1) == tags)[x > 0]
+    assert logs["tag/acc"] == pytest.approx(hits.mean(), rel=1e-6)
+    first = np.array([[1, 0, 0, 0, 0], [0, 0, 0, 0, 0]])  # both masks count
+    logs = trainer.test_on_batch(x, {"tag": tags}, {"tag": first}, return_dict=True)
+    assert logs["tag/loss"] == pytest.approx(values[0, 0], rel=1e-5)
+
+
+def test_one_weight_per_sample_for_all_tasks():
+    x, targets = make_data()
+    weights = np.arange(24.0)
+    results = []
+    for masks in (weights, dict.fromkeys(TASKS, weights)):
+        trainer = build_trainer()
+        trainer.compile("sgd")
+        results.append(
+            trainer.evaluate(
+                x, targets, sample_weight=masks, verbose=0, return_dict=True
+            )
+        )
+    assert results[0] == results[1]
+
+
+def test_a_mask_for_nobody_is_refused():
+    trainer = build_trainer()
+    trainer.compile("sgd")
+    x, targets = make_data()
+    with pytest.raises(ValueError, match="mask for 'size', which has no loss"):
+        trainer.fit(x, targets, sample_weight={"size": np.ones(24)}, verbose=0)
+
+
+# Losses, metrics, networks
+
+
+def test_names_and_functions_are_losses_and_metrics():
+    x, targets = make_data()
+    results = []
+    for losses, metrics in (
+        (
+            {
+                "height": "mse",
+                "weight": keras.losses.mean_absolute_error,
+                "kind": lambda y_true, y_pred: ops.cast(
+                    keras.losses.sparse_categorical_crossentropy(
+                        y_true, y_pred, from_logits=True
+                    ),
+                    "float32",
+                ),
+            },
+            {"height": "mae", "weight": None, "kind": "sparse_categorical_accuracy"},
+        ),
+        (
+            {**task_losses(), "height": keras.losses.MeanSquaredError},
+            {
+                "height": keras.metrics.MeanAbsoluteError(name="mae"),
+                "kind": ["sparse_categorical_accuracy"],
+            },
+        ),
+    ):
+        trainer = build_trainer(losses=losses, task_metrics=metrics)
+        trainer.compile("sgd", weighted_metrics=[], metrics=None, loss={})
+        history = trainer.fit(x, targets, shuffle=False, verbose=0).history
+        results.append(history)
+    assert results[0].keys() == results[1].keys()
+    assert {"height/mae", "kind/sparse_categorical_accuracy"} <= results[0].keys()
+    for name, values in results[0].items():
+        assert results[1][name] == pytest.approx(values, rel=1e-6), name
+
+
+@pytest.mark.parametrize(
+    "loss, output, target, expected",
+    [
+        (keras.losses.BinaryCrossentropy(from_logits=True), [0.3], [1], 1.0),
+        (keras.losses.BinaryCrossentropy(), [0.3], [1], 0.0),
+        ("binary_crossentropy", [0.7], [1], 1.0),
+        (keras.losses.SparseCategoricalCrossentropy(from_logits=True), [1, 9], 1, 1.0),
+        ("categorical_crossentropy", [0.1, 0.9], [1, 0], 0.0),
+    ],
+)
+def test_accuracy_means_that_of_the_loss(loss, output, target, expected):
+    inputs = keras.Input((len(output),))
+    network = keras.Model(inputs, {"a": keras.layers.Identity()(inputs)})
+    trainer = MultiTaskTrainer(
+        network, {"a": loss}, FixedWeighting({"a": 1.0}), {"a": "accuracy"}
+    )
+    trainer.compile("sgd")
+    logs = trainer.test_on_batch(
+        np.array([output], "float32"), {"a": np.array([target])}, return_dict=True
+    )
+    assert logs["a/accuracy"] == expected
+
+
+def test_accuracy_of_a_regression_is_refused():
+    with pytest.raises(ValueError, match="`task_metrics` of 'height'.*name it"):
+        build_trainer(task_metrics={"height": "accuracy"})
+
+
+def test_the_loss_none_trains_nothing():
+    trainer = build_trainer(
+        losses={**task_losses(), "kind": None},
+        weighting=UncertaintyWeighting({"height": "gaussian", "weight": "laplace"}),
+    )
+    trainer.compile("sgd")
+    x, targets = make_data()
+    head = trainer.network.get_layer("kind")
+    before = [w.copy() for w in head.get_weights()]
+    logs = trainer.train_on_batch(x, some(targets), return_dict=True)
+    assert "kind/loss" not in logs
+    for old, new in zip(before, head.get_weights()):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_lists_and_single_arrays_go_by_the_order_of_the_outputs():
+    x, targets = make_data()
+    masks = {**dict.fromkeys(TASKS, np.ones(24)), "weight": np.arange(24) % 2}
+    results = []
+    for in_lists in (False, True):
+        trainer = build_trainer(build_mlp("list"))
+        trainer.compile("sgd")
+        given = [targets, masks]
+        if in_lists:
+            given = [[values[task] for task in TASKS] for values in given]
+        history = trainer.fit(
+            x, given[0], sample_weight=given[1], shuffle=False, verbose=0
+        ).history
+        results.append((history, trainer.test_on_batch(x, *given)))
+    assert results[0] == results[1]
+    single = build_trainer(build_mlp("single"), tasks=("height",))
+    single.compile("sgd")
+    logs = [
+        single.evaluate(x, y, sample_weight=w, verbose=0)
+        for y, w in (
+            (targets["height"], masks["weight"]),
+            ({"height": targets["height"]}, {"height": masks["weight"]}),
+        )
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_lists_for_outputs_without_an_order_are_refused():
+    trainer = build_trainer()  # a dict of outputs
+    trainer.compile("sgd")
+    x, targets = make_data()
+    with pytest.raises(ValueError, match="targets must be a dict by task"):
+        trainer.fit(x, [*targets.values()], verbose=0)
+
+
+class Called(keras.Model):
+    """A network that is no functional model."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = {task: keras.layers.Dense(1) for task in ("height", "weight")}
+
+    def call(self, x):
+        return {task: head(x) for task, head in self.heads.items()}
+
+
+@pytest.mark.parametrize("is_built", [False, True])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: keras.Sequential([keras.layers.Dense(1, name="height")]),
+        lambda: keras.Sequential([keras.layers.Dense(1)]),  # whatever its name
+        Called,
+    ],
+)
+def test_networks_of_every_kind(build, is_built):
+    x, targets = make_data()
+    network = build()
+    if is_built:
+        network(x)
+    tasks = ("height", "weight") if isinstance(network, Called) else ("height",)
+    trainer = build_trainer(network, tasks=tasks)
+    trainer.compile("adam")
+    targets = {task: targets[task] for task in tasks}
+    history = trainer.fit(x, targets, epochs=3, verbose=0).history
+    assert history["height/loss"][-1] < history["height/loss"][0]
+    assert trainer.predict(x, verbose=0) is not None
+
+
+def test_outputs_of_one_name_are_refused():
+    first, second = keras.Input((4,)), keras.Input((4,))
+    shared = keras.layers.Dense(1, name="height")
+    network = keras.Model([first, second], [shared(first), shared(second)])
+    with pytest.raises(ValueError, match="several outputs named 'height'"):
+        build_trainer(network, tasks=("height",))
+
+
+def test_nested_outputs_are_refused():
+    inputs = keras.Input((4,))
+    dense = keras.layers.Dense
+    network = keras.Model(inputs, {"height": {"a": dense(1)(inputs)}})
+    with pytest.raises(ValueError, match="output 'height'.*one tensor.*dict"):
+        build_trainer(network, tasks=("height",))
+
+
+def test_a_weighting_of_more_tasks_is_refused():
+    with pytest.raises(ValueError, match="has the task 'kind', but `losses` has none"):
+        build_trainer(
+            losses=task_losses(("height", "weight")),
+            weighting=UncertaintyWeighting(LIKELIHOODS),
+        )
+
+
+def test_metrics_that_would_mix_or_hide_are_refused():
+    shared = keras.metrics.MeanAbsoluteError(name="mae")
+    with pytest.raises(ValueError, match="'height' and 'weight' share.*'mae'"):
+        build_trainer(task_metrics={"height": shared, "weight": [shared]})
+    for names in (("mae", "mae"), ("loss",), ("sigma",)):
+        metrics = [keras.metrics.MeanAbsoluteError(name=name) for name in names]
+        with pytest.raises(ValueError, match="'height' logs .* twice"):
+            build_trainer(task_metrics={"height": metrics})
+    with pytest.raises(ValueError, match="`task_metrics` of 'height'.*'no such'"):
+        build_trainer(task_metrics={"height": "no such"})
+
+
+def test_negative_losses_are_refused_by_name():
+    def negative(y_true, y_pred):
+        return -ops.abs(y_true - y_pred)
+
+    x, targets = make_data()
+    for learned in (True, False):
+        trainer = build_trainer(
+            losses={**task_losses(), "weight": negative},
+            weighting=None if learned else FixedWeighting(dict.fromkeys(TASKS, 1.0)),
+        )
+        trainer.compile("sgd")
+        for run in (
+            lambda: trainer.fit(x, targets, verbose=0),
+            lambda: trainer.evaluate(x, targets, verbose=0),
+            lambda: trainer.train_on_batch(x, targets),
+        ):
+            if learned:
+                with pytest.raises(ValueError, match="task 'weight' is negative"):
+                    run()
+            else:
+                run()
+
+
+def test_targets_in_their_own_units_train_under_sgd():
+    x, targets = make_data()
+    targets = {**targets, "height": targets["height"] * 1000}
+    trainer = build_trainer()
+    trainer.compile(keras.optimizers.SGD(0.01))
+    history = trainer.fit(x, targets, epochs=40, batch_size=8, verbose=0).history
+    assert all(np.isfinite(values).all() for values in history.values())
+    s = numpy_log_variances(trainer)["height"]
+    assert s == pytest.approx(math.log(history["height/loss"][-1]), abs=1)
+
+
+def test_a_loss_of_zero_ends_in_no_nan():
+    x, targets = make_data()
+    trainer = build_trainer(losses={**task_losses(), "weight": flat_loss})
+    trainer.compile(keras.optimizers.SGD(0.5))
+    history = trainer.fit(x, targets, epochs=120, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert numpy_log_variances(trainer)["weight"] == -30  # the bound
+    assert np.isfinite(trainer.network.get_layer("trunk").get_weights()[0]).all()
+
+
+def test_freezing_the_weighting():
+    x, targets = make_data()
+    trainer = build_trainer(weighting=UncertaintyWeighting(LIKELIHOODS, 0.3))
+    trainer.weighting.trainable = False
+    trainer.compile("adam")
+    history = trainer.fit(x, targets, epochs=2, verbose=0).history
+    assert numpy_log_variances(trainer) == dict.fromkeys(TASKS, pytest.approx(0.3))
+    assert history["weight/sigma"] == pytest.approx([math.exp(0.3)] * 2)
+
+
+def test_double_precision():
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    try:
+        x, targets = make_data()
+        trainer = build_trainer(build_mlp())
+        trainer.compile("adam")
+        masks = {"weight": np.ones(24)}
+        history = trainer.fit(
+            x.astype("float64"), targets, sample_weight=masks, verbose=0, epochs=2
+        ).history
+        assert np.isfinite(history["loss"]).all()
+        assert {s.dtype for s in trainer.weighting.log_variances.values()} == {
+            "float32"
+        }
+    finally:
+        keras.config.set_floatx(before)
+
+
+@tensorflow_only
+def test_export_of_a_trainer_is_that_of_its_network(tmp_path):
+    import tensorflow as tf
+
+    x, targets = make_data()
+    trainer = build_trainer()
+    trainer.compile("adam")
+    trainer.fit(x, targets, verbose=0)
+    trainer.export(tmp_path / "exported", verbose=False)
+    loaded = tf.saved_model.load(tmp_path / "exported")
+    served = loaded.serve(x)
+    for task, output in trainer.predict(x, verbose=0).items():
+        np.testing.assert_allclose(served[task], output, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import mtl_keras; import keras",
+        "import keras; import mtl_keras",
+        "from mtl_keras import UncertaintyWeighting; import keras",
+    ],
+)
+def test_a_trainer_is_loaded_in_a_fresh_process(imports, tmp_path):
+    trainer = build_trainer()
+    trainer.compile("adam")
+    trainer.train_on_batch(*make_data())
+    trainer.save(tmp_path / "trainer.keras")
+    script = (
+        f"{imports}; print(keras.models.load_model({str(tmp_path / 'trainer.keras')!r})"
+        ".weighting.sigmas())"
+    )
+    completed = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "KERAS_BACKEND": keras.backend.backend()},
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.strip() == str(trainer.weighting.sigmas())
 
 
 @pytest.mark.slow
@@ -671,9 +1165,9 @@ def test_a_step_is_traced_once():
     traced = []
 
     class Loss(keras.losses.MeanSquaredError):
-        def __call__(self, *args, **kwargs):
+        def call(self, *args, **kwargs):
             traced.append(self.name)
-            return super().__call__(*args, **kwargs)
+            return super().call(*args, **kwargs)
 
     trainer = build_trainer(tasks=("height",), losses={"height": Loss()})
     trainer.compile("adam")
