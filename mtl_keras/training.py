@@ -177,6 +177,14 @@ class MultiTaskTrainer(keras.Model):
                 "`optimizer` must not be a MultiOptimizer: give the optimizer of the "
                 "network, and `sigma_optimizer` for the weights of the weighting."
             )
+        strategy = getattr(self, "distribute_strategy", None)  # of TensorFlow
+        if strategy is not None and strategy.num_replicas_in_sync > 1:
+            for name in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
+                if getattr(inner, name):
+                    raise ValueError(
+                        f"Keras has no `{name}` on several replicas of tf.distribute; "
+                        "leave it out, or train on JAX with keras.distribution."
+                    )
         if inner.weight_decay is not None:
             inner.exclude_from_weight_decay(
                 var_list=[

@@ -1,0 +1,216 @@
+"""Several devices give what one gives."""
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from mtl_keras.distribution import mean_over_replicas, num_replicas, sum_over_replicas
+
+# The same training on one device and on several, in a process of its own, since the
+# devices of a process are fixed before its first operation.
+SCRIPT = """
+import contextlib
+import json
+import sys
+
+import keras
+import numpy as np
+from keras import ops
+
+kind, options = sys.argv[1], json.loads(sys.argv[2])
+if kind == "mirrored":
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    devices = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(cpu, devices)
+    scope = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope()
+elif kind == "data parallel":
+    keras.distribution.set_distribution(keras.distribution.DataParallel())
+    assert len(keras.distribution.list_devices()) == 2
+    scope = contextlib.nullcontext()
+else:
+    scope = contextlib.nullcontext()
+
+from mtl_keras import MultiTaskTrainer, UncertaintyWeighting
+
+keras.utils.set_random_seed(0)
+if options.get("policy"):
+    keras.config.set_dtype_policy(options["policy"])
+rng = np.random.default_rng(0)
+x = rng.normal(size=(options["size"], 4)).astype("float32")
+targets = {
+    "height": x[:, :1] * 3 + 1,
+    "weight": np.where(x[:, 1:2] > 0, x[:, 2:3], np.nan).astype("float32"),
+    "kind": rng.integers(0, 3, len(x)),
+}
+half = np.arange(len(x)) % 8 < 4  # the first replica's part of every batch
+masks = {
+    "height": half.astype("float32"),  # nothing for the second replica
+    "weight": (x[:, 1] > 0).astype("float32"),  # uneven
+    "kind": np.ones(len(x), "float32"),
+}
+with scope:
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(
+        8, activation="tanh", kernel_regularizer=keras.regularizers.L2(0.01)
+    )(inputs)
+    network = keras.Model(
+        inputs,
+        {
+            task: keras.layers.Dense(units, dtype="float32")(hidden)
+            for task, units in {"height": 1, "weight": 1, "kind": 3}.items()
+        },
+    )
+    trainer = MultiTaskTrainer(
+        network,
+        {
+            "height": "mse",
+            "weight": keras.losses.MeanAbsoluteError(),
+            "kind": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        },
+        UncertaintyWeighting(
+            {"height": "gaussian", "weight": "laplace", "kind": "softmax"},
+            options.get("start"),
+        ),
+        {"height": "mae", "kind": "accuracy"},
+    )
+    optimizer = keras.optimizers.get(options["optimizer"])
+    trainer.compile(optimizer, jit_compile=kind == "data parallel")
+history = trainer.fit(
+    x,
+    targets,
+    sample_weight=masks,
+    validation_data=(x[:13], {t: y[:13] for t, y in targets.items()},
+                     {t: m[:13] for t, m in masks.items()}),
+    batch_size=8,
+    epochs=options["epochs"],
+    shuffle=False,
+    verbose=0,
+).history
+score = trainer.evaluate(
+    x, targets, sample_weight=masks, batch_size=8, verbose=0, return_dict=True
+)
+weights = [ops.convert_to_numpy(v).ravel().tolist() for v in trainer.network.variables]
+result = {
+    "history": history,
+    "score": score,
+    "sigmas": trainer.weighting.sigmas(),
+    "weights": weights,
+}
+print(json.dumps(result))
+"""
+
+SGD = {"class_name": "SGD", "config": {"learning_rate": 0.01, "momentum": 0.5}}
+ADAM = {"class_name": "Adam", "config": {"learning_rate": 0.01}}
+CLIPPED = {"class_name": "SGD", "config": {"learning_rate": 0.02, "clipnorm": 0.5}}
+AVERAGED = {"class_name": "SGD", "config": {"learning_rate": 0.01, "use_ema": True}}
+
+
+def run(kind, **options):
+    environment = {**os.environ, "KERAS_BACKEND": keras.backend.backend()}
+    if kind == "data parallel":
+        environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    completed = subprocess.run(
+        [sys.executable, "-c", SCRIPT, kind, json.dumps(options)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    return json.loads(completed.stdout.splitlines()[-1])
+
+
+def assert_alike(found, expected, rel=1e-5):
+    assert found["history"].keys() == expected["history"].keys()
+    for name, values in expected["history"].items():
+        assert found["history"][name] == pytest.approx(values, rel=rel, abs=rel), name
+    assert found["score"] == pytest.approx(expected["score"], rel=rel, abs=rel)
+    assert found["sigmas"] == pytest.approx(expected["sigmas"], rel=rel)
+    for one, other in zip(found["weights"], expected["weights"], strict=True):
+        np.testing.assert_allclose(one, other, rtol=rel, atol=rel)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": SGD, "size": 16, "epochs": 25},
+        {"optimizer": ADAM, "size": 16, "epochs": 25},
+        {"optimizer": CLIPPED, "size": 16, "epochs": 25, "start": 0.5},
+        {"optimizer": AVERAGED, "size": 16, "epochs": 25},
+        # Last batches of 5, three samples for one replica and two for the other, and
+        # of 1, of which the second replica gets none.
+        {"optimizer": SGD, "size": 21, "epochs": 17},
+        {"optimizer": SGD, "size": 17, "epochs": 17},
+    ],
+)
+def test_two_replicas_are_one_device(options):
+    assert_alike(run("mirrored", **options), run("one", **options))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
+def test_two_replicas_in_half_precision():
+    options = {"optimizer": SGD, "size": 16, "epochs": 5, "policy": "mixed_float16"}
+    assert_alike(run("mirrored", **options), run("one", **options), rel=1e-2)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"use_ema": True, "ema_overwrite_frequency": 3},
+    ],
+)
+def test_what_keras_cannot_do_on_several_replicas_is_refused(options, monkeypatch):
+    from mtl_keras import FixedWeighting, MultiTaskTrainer
+
+    class Strategy:
+        num_replicas_in_sync = 2
+
+    inputs = keras.Input((1,))
+    network = keras.Model(inputs, {"a": keras.layers.Dense(1)(inputs)})
+    trainer = MultiTaskTrainer(network, {"a": "mse"}, FixedWeighting({"a": 1.0}))
+    monkeypatch.setattr(
+        MultiTaskTrainer, "distribute_strategy", Strategy, raising=False
+    )
+    with pytest.raises(ValueError, match=f"no `{[*options][-1]}` on several replicas"):
+        trainer.compile(keras.optimizers.SGD(0.1, **options))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution")
+@pytest.mark.parametrize("optimizer", [SGD, ADAM])
+def test_two_shards_are_one_device(optimizer):
+    options = {"optimizer": optimizer, "size": 16, "epochs": 25}
+    assert_alike(run("data parallel", **options), run("one", **options))
+
+
+def test_without_a_strategy_there_is_one_replica():
+    assert num_replicas() == 1
+    assert sum_over_replicas(3.0) == 3.0
+    mean, count = mean_over_replicas(keras.ops.array(6.0), keras.ops.array(4.0))
+    assert float(mean) == 1.5 and float(count) == 4
+    mean, _ = mean_over_replicas(keras.ops.array(0.0), keras.ops.array(0.0))
+    assert float(mean) == 0.0
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
+def test_losses_that_may_divide_by_replicas_are_refused(monkeypatch):
+    from mtl_keras import losses
+
+    class Own(keras.losses.MeanSquaredError):
+        def __call__(self, y_true, y_pred, sample_weight=None):
+            return super().__call__(y_true, y_pred, sample_weight)
+
+    monkeypatch.setattr(losses, "num_replicas", lambda: 2)
+    with pytest.raises(ValueError, match="`__call__` of its own"):
+        losses.sum_loss(Own(), np.zeros((2, 1)), keras.ops.zeros((2, 1)))
