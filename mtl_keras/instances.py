@@ -16,13 +16,16 @@ import numpy as np
 from mtl_keras.cityscapes import FIRST_INSTANCE_ID, THING_IDS
 from mtl_keras.clustering import METHODS
 
+NO_LABEL = np.iinfo(np.uint16).max
+
 
 def encode_offsets(instance_ids):
     """Offset from every pixel of an instance to the mean position of its pixels.
 
     Args:
         instance_ids: integer array `(H, W)`. Values of `FIRST_INSTANCE_ID` or
-            more mark an instance; all others are stuff or groups.
+            more mark an instance; all others are stuff or groups, and so is 65535,
+            which is what 16 bits make of -1, no label.
 
     Returns:
         `offsets`, `(H, W, 2)` float32, `(dy, dx)` in pixels with
@@ -35,7 +38,7 @@ def encode_offsets(instance_ids):
             "instance_ids must be an integer array of shape (H, W). "
             f"Received: shape {instance_ids.shape}, dtype {instance_ids.dtype}"
         )
-    mask = instance_ids >= FIRST_INSTANCE_ID
+    mask = (instance_ids >= FIRST_INSTANCE_ID) & (instance_ids != NO_LABEL)
     pixels = np.nonzero(mask)
     index = instance_ids[mask]
     if index.max(initial=0) > np.iinfo(np.uint16).max:

@@ -71,7 +71,7 @@ def write_prediction(directory, frame_id, instances, objects):
         png = encode_png(np.where(instances == number, 255, 0).astype(np.uint8))
         (directory / mask).write_bytes(png)
         lines.append(f"{mask} {label_id} {confidence:.6f}\n")
-    (directory / f"{frame_id}.txt").write_text("".join(lines))
+    (directory / f"{frame_id}.txt").write_text("".join(lines), encoding="utf-8")
 
 
 def score_instances(predictions, truth, progress=True):

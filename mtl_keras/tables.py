@@ -218,7 +218,7 @@ def find_root(name="", pair=(), root=""):
 
 def _read_published():
     file = importlib.resources.files("mtl_keras") / "published.json"
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _default_root(name, pair, data, given):

@@ -37,9 +37,9 @@ def count_reads(monkeypatch):
     read = []
     original = datasets._read_example
 
-    def counting(files, *args):
-        read.append(files.frame_id)
-        return original(files, *args)
+    def counting(job):
+        read.append(job[0].frame_id)
+        return original(job)
 
     monkeypatch.setattr(datasets, "_read_example", counting)
     return read
