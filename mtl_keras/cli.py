@@ -464,8 +464,8 @@ def run_script(main):
         _exit_with(error)
     except UnicodeEncodeError as error:
         _exit_with(
-            f"{error.object!r} cannot be written as {error.encoding}, which the "
-            "environment asks for; set PYTHONUTF8=1 or a UTF-8 locale."
+            f"{error.object!r} has characters that the encoding of this environment "
+            "lacks; set PYTHONUTF8=1 or a UTF-8 locale."
         )
     except OSError as error:
         if error.filename is None:

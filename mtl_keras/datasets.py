@@ -10,6 +10,7 @@ import dataclasses
 import fcntl
 import hashlib
 import itertools
+import os
 import pathlib
 import shutil
 import sys
@@ -80,9 +81,10 @@ class _FramesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         image_size = self.builder_config.image_size
         with WorkerPool(len(jobs)) as pool:
             for example, source_size in pool.map(make_example, jobs):
+                frame_id = os.fsdecode(example["id"])
                 if not self.notified and _reshapes(source_size, image_size):
                     print(
-                        f"Note: {example['id']} is {source_size[0]}x{source_size[1]}; "
+                        f"Note: {frame_id} is {source_size[0]}x{source_size[1]}; "
                         "frames of another shape than "
                         f"{image_size[0]}x{image_size[1]} are stretched to it.",
                         file=sys.stderr,
@@ -199,14 +201,15 @@ def _find_cityscapes(root, image_size, kinds, *args):
 def _open_cityscapes(root, image_size, kinds, *args):
     """The builder of some kinds of label files, prepared or not; see `_open`."""
     kinds = tuple(kind for kind in frames.LABEL_KINDS if kind in kinds)
-    digest = hashlib.sha256(str(root).encode())
+    digest = hashlib.sha256(os.fsencode(root))
     found = False
     for split in frames.SPLITS:
         for files in frames.list_frames(root, split, kinds):
             found = True
             for kind, path in sorted(files.paths.items()):
                 stat = path.stat()
-                digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode())
+                digest.update(os.fsencode(path))
+                digest.update(f" {stat.st_size} {stat.st_mtime_ns}".encode())
     if not found:
         folder, ending = FILES["image"]
         raise UserError(
@@ -376,7 +379,8 @@ def _render_example(job):
 
 def _pack(frame_id, frame, source_size):
     pngs = {kind: frames.encode_png(array) for kind, array in frame.items()}
-    return {"id": frame_id, "source_width": source_size[1], **pngs}
+    # Bytes, as the name of a file may hold any, whatever the locale.
+    return {"id": os.fsencode(frame_id), "source_width": source_size[1], **pngs}
 
 
 def _reshapes(source_size, image_size):

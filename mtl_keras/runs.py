@@ -112,6 +112,7 @@ def claim_directory(options, epochs):
         BusyError: if another process trains this run.
     """
     directory = check_directory(options)
+    str(directory).encode()  # fails here, not after an epoch; TensorFlow wants UTF-8
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not (directory / "options.json").exists():

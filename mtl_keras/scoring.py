@@ -15,6 +15,7 @@ References:
 
 import contextlib
 import copy
+import os
 import pathlib
 import urllib.parse
 
@@ -64,7 +65,7 @@ def write_prediction(directory, frame_id, instances, objects):
     """
     directory = pathlib.Path(directory)
     (directory / "masks").mkdir(parents=True, exist_ok=True)
-    name = urllib.parse.quote(frame_id)  # the lines are split at spaces
+    name = urllib.parse.quote(os.fsencode(frame_id))  # lines are split at spaces
     lines = []
     for number, (label_id, confidence) in enumerate(objects, start=1):
         mask = f"masks/{name}_{number}.png"
