@@ -275,6 +275,8 @@ def _prepare(open_builder, data_dir):
                 builder = open_builder(data_dir, True)  # others may have made them
                 tfds.display_progress_bar = True
                 builder.download_and_prepare()
+    except UserError:
+        raise
     except Exception as error:
         if reason := _why_not_written(error, data_dir):
             raise UserError(

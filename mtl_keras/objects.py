@@ -148,13 +148,16 @@ def choose_classes(logits, instance_ids, label_set, mask):
 def _remove_predictions(directory):
     """Removes what `write_prediction` wrote, if a directory holds nothing else."""
     files = [path for path in directory.rglob("*") if not path.is_dir()]
-    for path in files:
-        kind = path.relative_to(directory).with_stem("*")
-        if str(kind) not in ("*.txt", "masks/*.png"):
-            raise UserError(
-                f"{path} is no prediction, and {directory} is for predictions alone; "
-                "remove that file or choose another directory."
-            )
+    predictions = set()
+    for path in directory.glob("*.txt"):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if all(line.startswith("masks/") for line in lines):
+            predictions |= {path, *(directory / line.split()[0] for line in lines)}
+    if others := sorted(set(files) - predictions):
+        raise UserError(
+            f"{others[0]} is no prediction, and {directory} is for predictions alone; "
+            "move that file away or choose another directory."
+        )
     for path in files:
         path.unlink()
 
