@@ -222,7 +222,7 @@ def _check_alike(root, directory, first, options, name):
 
 def _count_diverged(root):
     """The runs that came to nothing, by row."""
-    paths = root.glob("*-seed*/diverged.txt")
+    paths = root.glob("[!.]*-seed*/diverged.txt")
     return collections.Counter(
         path.parent.name.rpartition("-seed")[0] for path in paths
     )

@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from mtl_keras import frames, streets
 from mtl_keras.cityscapes import FILES
 from mtl_keras.errors import UserError
+from mtl_keras.pipelines import without_autotuning
 from mtl_keras.workers import WorkerPool
 
 # The label files each task is made from; those in brackets are used if the tree
@@ -354,7 +355,7 @@ def _find_damage(builder):
         if not is_damaged and size <= CHECKED_BYTES:
             records = tf.data.TFRecordDataset([str(path) for path in paths])
             try:
-                for _ in records.batch(256):  # compares the checksums
+                for _ in without_autotuning(records.batch(64)):  # compares checksums
                     pass
             except tf.errors.DataLossError:
                 is_damaged = True

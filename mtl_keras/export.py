@@ -71,7 +71,8 @@ def export_saved_model(network, path):
             try:
                 new.rename(path)
             except BaseException:
-                old.rename(path)
+                if old.exists():
+                    old.rename(path)
                 raise
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -74,11 +74,11 @@ def list_frames(root, split, kinds):
         paths = {"image": image_path}
         for kind in kinds:
             path = frame_path(root, split, frame_id, kind, city)
-            if path.is_file():
+            if _is_file(path):
                 paths[kind] = path
             elif split != "test":
                 missing.append(path)
-        if not image_path.is_file():  # a link to nowhere
+        if not _is_file(image_path):  # a link to nowhere
             missing.append(image_path)
         if frame_id in found:
             raise UserError(
@@ -107,9 +107,34 @@ def _find_files(root, split, kind):
     """Paths of the files of a kind, without hidden ones: a Mac leaves a file
     `._NAME`, which is no image, beside every NAME of an archive."""
     folder, ending = FILES[kind]
-    for path in (pathlib.Path(root) / folder / split).glob(f"*/*{ending}"):
-        if not path.name.startswith(".") and not path.parent.name.startswith("."):
-            yield path
+    for city in _list_directory(pathlib.Path(root) / folder / split):
+        for path in _list_directory(city):
+            if path.name.endswith(ending):
+                yield path
+
+
+def _list_directory(path):
+    """What is in a directory and not hidden; nothing if it is none. Globbing would
+    pass over a directory that may not be read."""
+    try:
+        return [p for p in path.iterdir() if not p.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _is_file(path):
+    try:
+        return path.is_file()
+    except OSError as error:  # its directory may not be entered
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path, error):
+    return UserError(
+        f"{path} cannot be read ({error.strerror}); see to its permissions."
+    )
 
 
 def read_frame(files, image_size):
@@ -193,9 +218,7 @@ def _read_png(path, kind):
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); see to its permissions."
-        ) from error
+        raise _unreadable(path, error) from error
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.verify()  # all checksums, some of which decoding passes over

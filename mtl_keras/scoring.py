@@ -99,7 +99,7 @@ def score_instances(predictions, truth, progress=True):
         evalInstanceLevelSemanticLabeling as official,
     )
 
-    truth_paths = sorted(pathlib.Path(truth).absolute().glob("*" + TRUTH_ENDING))
+    truth_paths = sorted(pathlib.Path(truth).absolute().glob("[!.]*" + TRUTH_ENDING))
     predictions = pathlib.Path(predictions).absolute()
     pairs = []
     for path in truth_paths:

@@ -79,9 +79,9 @@ class WorkerPool:
                 yield waiting.popleft().result()
         except concurrent.futures.BrokenExecutor as error:
             raise UserError(
-                "A worker process ended before its work was done: it was killed, as "
-                "when memory runs out, or crashed, and then says above why; free some "
-                "memory and start again."
+                "A worker process ended before its work was done: it crashed, and says "
+                "why above, or was killed, as when memory runs out; free some memory "
+                "and start again."
             ) from error
 
 

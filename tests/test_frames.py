@@ -114,6 +114,25 @@ def test_what_may_not_be_read_is_named(own_tree, monkeypatch):
         read(own_tree)
 
 
+@pytest.mark.parametrize("kind", ["image", "semantic"])
+def test_cities_that_may_not_be_read_are_not_passed_over(own_tree, monkeypatch, kind):
+    city = path_of(own_tree, kind).parent
+
+    def guard(name):
+        original = getattr(type(city), name)
+
+        def guarded(self):
+            if city in (self, self.parent):
+                raise PermissionError(13, "Permission denied", str(self))
+            return original(self)
+
+        monkeypatch.setattr(type(city), name, guarded)
+
+    guard("iterdir"), guard("is_file")
+    with pytest.raises(UserError, match=f"{city}.* cannot be read .Permission denied"):
+        list_frames(own_tree, "train", ("semantic",))
+
+
 def test_what_is_no_tree(tmp_path):
     with pytest.raises(UserError, match=f"no directory {tmp_path / 'nowhere'}"):
         list_frames(tmp_path / "nowhere", "train", ())
