@@ -452,8 +452,8 @@ def differing_options(first, second, ignored=()):
 def run_script(main):
     """Runs `main()`; a mistake of the user's becomes one sentence and exit status 2.
 
-    Such are `UserError`s, files that cannot be read or written, and names that the
-    system's encoding has no characters for.
+    Such are `UserError`s, files that cannot be read or written, names that the
+    system's encoding has no characters for, and records that turn out damaged.
     """
     codecs.register_error("spell_out", _spell_out)
     if hasattr(sys.stdout, "reconfigure"):
@@ -473,6 +473,13 @@ def run_script(main):
         _exit_with(
             f"{error.filename} cannot be read or written ({error.strerror}); see to "
             "its permissions and to the room on its disk."
+        )
+    except Exception as error:
+        if type(error).__name__ != "DataLossError":  # of TensorFlow
+            raise
+        _exit_with(
+            "The records in data/ are damaged; remove the folder of the data set "
+            "there, and they are made again."
         )
     except KeyboardInterrupt:
         print(

@@ -8,6 +8,7 @@ config holds all that they depend on.
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import itertools
 import os
@@ -180,26 +181,27 @@ def prepare_cityscapes(root, image_size, tasks, data_dir="data"):
                     file=sys.stderr,
                 )
     return _prepare(
-        lambda *args: _find_cityscapes(root, image_size, kinds, *args), data_dir
+        functools.partial(_find_cityscapes, root, image_size, kinds), data_dir
     )
 
 
-def _find_cityscapes(root, image_size, kinds, *args):
+def _find_cityscapes(root, image_size, kinds, data_dir, remove_damaged):
     """The builder of some kinds of label files, or one of more that is prepared."""
-    needed = _open_cityscapes(root, image_size, kinds, *args)
+    place = data_dir, remove_damaged
+    needed = _open_cityscapes(root, image_size, kinds, *place)
     if needed and needed.is_prepared():
         return needed
     others = [kind for kind in frames.LABEL_KINDS if kind not in kinds]
     for count in range(1, len(others) + 1):
         for added in itertools.combinations(others, count):
             with contextlib.suppress(UserError):  # the tree does not have them
-                more = _open_cityscapes(root, image_size, kinds | {*added}, *args)
+                more = _open_cityscapes(root, image_size, kinds | {*added}, *place)
                 if more and more.is_prepared():
                     return more
     return needed
 
 
-def _open_cityscapes(root, image_size, kinds, *args):
+def _open_cityscapes(root, image_size, kinds, data_dir, remove_damaged):
     """The builder of some kinds of label files, prepared or not; see `_open`."""
     kinds = tuple(kind for kind in frames.LABEL_KINDS if kind in kinds)
     digest = hashlib.sha256(os.fsencode(root))
@@ -223,7 +225,7 @@ def _open_cityscapes(root, image_size, kinds, *args):
     config = FramesConfig(
         name=name, image_size=tuple(image_size), kinds=kinds, source=str(root)
     )
-    return _open(CityscapesMtl, config, *args)
+    return _open(CityscapesMtl, config, data_dir, remove_damaged)
 
 
 def prepare_streets(image_size, sizes=None, seed=0, data_dir="data"):
@@ -244,7 +246,7 @@ def prepare_streets(image_size, sizes=None, seed=0, data_dir="data"):
     config = FramesConfig(
         name=name, image_size=tuple(image_size), source=str(seed), sizes=sizes
     )
-    return _prepare(lambda *args: _open(Streets, config, *args), data_dir)
+    return _prepare(functools.partial(_open, Streets, config), data_dir)
 
 
 def check_split(builder, split):
@@ -355,7 +357,7 @@ def _find_damage(builder):
         if not is_damaged and size <= CHECKED_BYTES:
             records = tf.data.TFRecordDataset([str(path) for path in paths])
             try:
-                for _ in without_autotuning(records.batch(64)):  # compares checksums
+                for _ in without_autotuning(records.batch(16)):  # compares checksums
                     pass
             except tf.errors.DataLossError:
                 is_damaged = True

@@ -172,10 +172,10 @@ def resize_frame(frame, image_size):
     ids and disparity are those of the pixel that is nearest to the centre.
 
     Args:
-        frame: dict of arrays, all of the size of its `image`.
+        frame: dict of arrays of one size.
         image_size: `(height, width)` in pixels.
     """
-    source_size = frame["image"].shape[:2]
+    source_size = next(iter(frame.values())).shape[:2]
     if source_size == tuple(image_size):
         return frame
     rows, columns = map(_nearest_pixels, source_size, image_size)

@@ -251,6 +251,19 @@ def test_every_console_shows_tables(encoding, shown):
     assert completed.stdout == shown + " läuf\n".encode()  # names as they came
 
 
+def test_damaged_records_are_one_sentence(capsys):
+    class DataLossError(Exception):
+        """As TensorFlow's, which is not imported for this."""
+
+    def fail():
+        raise DataLossError
+
+    with pytest.raises(SystemExit) as raised:
+        cli.run_script(fail)
+    assert raised.value.code == 2
+    assert "data/ are damaged; remove" in capsys.readouterr().err
+
+
 def test_other_errors_keep_their_traceback():
     def fail():
         raise ZeroDivisionError

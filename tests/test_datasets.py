@@ -1,7 +1,9 @@
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -114,6 +116,16 @@ def test_the_lock_is_let_go_of_when_a_worker_dies(tmp_path, monkeypatch):
     assert builder.info.splits["train"].num_examples == 2
 
 
+def test_waiting_for_another_process_is_told(tmp_path, capsys):
+    with open(tmp_path / "lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        release = threading.Timer(0.3, fcntl.flock, (other, fcntl.LOCK_UN))
+        release.start()
+        datasets.prepare_streets((32, 64), {"train": 1}, 1, tmp_path)
+        release.join()
+    assert f"Waiting for the process that holds {tmp_path}" in capsys.readouterr().err
+
+
 def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -153,6 +165,21 @@ def test_damaged_records_are_made_again(tmp_path, capsys, damage):
     assert f"Note: {directory}" in capsys.readouterr().err
     make()
     assert "Note" not in capsys.readouterr().err
+
+
+def test_large_records_are_not_read_through(tmp_path, capsys, monkeypatch):
+    def make():
+        return datasets.prepare_streets((32, 64), {"train": 2}, 1, tmp_path)
+
+    monkeypatch.setattr(datasets, "CHECKED_BYTES", 0)
+    (path,) = make().data_path.glob("*train.tfrecord*")
+    capsys.readouterr()
+    flip_a_bit(path)
+    make()
+    assert "Note" not in capsys.readouterr().err
+    os.truncate(path, os.path.getsize(path) - 1)
+    make()
+    assert "damaged records of train" in capsys.readouterr().err
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
