@@ -48,7 +48,7 @@ def compare(options):
     root = tables.find_root(options.table, options.sweep, options.run)
     found = comparison.compare_runs(root, options.table, options.sweep)
     markdown = comparison.format_comparison(found)
-    (root / "table.md").write_text(markdown)
+    (root / "table.md").write_text(markdown, encoding="utf-8", errors="surrogateescape")
     comparison.write_csv(found, root / "table.csv")
     if options.table:
         comparison_figures.plot_bars(found, root / "table.png")
@@ -148,8 +148,12 @@ def evaluate(options, directory):
         "per_class_iou": per_class_iou,
         "instances": instances,
     }
-    (directory / "metrics.json").write_text(json.dumps(scores, indent=2) + "\n")
-    (directory / "table.md").write_text(f"{title}\n\n{table}\n")
+    (directory / "metrics.json").write_text(
+        json.dumps(scores, indent=2) + "\n", encoding="utf-8"
+    )
+    (directory / "table.md").write_text(
+        f"{title}\n\n{table}\n", encoding="utf-8", errors="surrogateescape"
+    )
     print(f"\n{title}\n\n{table}")
 
 

@@ -205,7 +205,7 @@ def main():
         parser.error("only TensorFlow tells the layer of an op")
 
     path = options.output / "breakdown.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     title = variant.in_words()
     results[title] = measure(variant, options.steps)
     text = "\n\n".join(itertools.starmap(format_measurement, results.items()))

@@ -164,8 +164,10 @@ def main():
         "machine": describe(["numpy", "scipy", "scikit-learn"]),
         "rows": rows,
     }
-    (options.output / "clustering.md").write_text(table + "\n")
-    (options.output / "clustering.json").write_text(json.dumps(result, indent=2) + "\n")
+    (options.output / "clustering.md").write_text(table + "\n", encoding="utf-8")
+    (options.output / "clustering.json").write_text(
+        json.dumps(result, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

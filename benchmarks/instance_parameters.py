@@ -16,7 +16,6 @@ Takes about two minutes at 64x128.
 import argparse
 import itertools
 import json
-import multiprocessing
 import os
 import pathlib
 import tempfile
@@ -29,6 +28,7 @@ from benchmarks.machine import describe
 from mtl_keras.cityscapes import FIRST_INSTANCE_ID
 from mtl_keras.instances import decode_objects, encode_offsets, thing_classes
 from mtl_keras.scoring import score_instances, write_prediction, write_truth
+from mtl_keras.workers import WorkerPool
 
 COLUMNS = {
     "true": "true votes and classes",
@@ -108,7 +108,7 @@ def score(ids, votes, parameters):
     return {"ap": result["ap"], "ap50": result["ap50"]}
 
 
-def _score_row(job):
+def score_row(job):
     ids, votes, parameters = job
     return {column: score(ids, maps, parameters) for column, maps in votes.items()}
 
@@ -159,9 +159,11 @@ def main():
         )
     ]
     jobs = [(ids, votes, parameters) for parameters in grid]
-    workers = len(os.sched_getaffinity(0))
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        rows = [*tqdm(pool.imap(_score_row, jobs), total=len(jobs), unit="setting")]
+    # The workers have to find the function, and this script is not run by them.
+    from benchmarks.instance_parameters import score_row
+
+    with WorkerPool(len(jobs), min_jobs=2) as pool:
+        rows = [*tqdm(pool.map(score_row, jobs), total=len(jobs), unit="setting")]
     table = make_table(grid, rows)
     print(table)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -172,9 +174,11 @@ def main():
         "machine": describe(["numpy", "scipy", "cityscapesscripts"]),
         "rows": [{**parameters, **row} for parameters, row in zip(grid, rows)],
     }
-    (options.output / "instance_parameters.md").write_text(table + "\n")
+    (options.output / "instance_parameters.md").write_text(
+        table + "\n", encoding="utf-8"
+    )
     (options.output / "instance_parameters.json").write_text(
-        json.dumps(result, indent=2) + "\n"
+        json.dumps(result, indent=2) + "\n", encoding="utf-8"
     )
 
 

@@ -6,12 +6,14 @@ import os
 import pathlib
 import platform
 
+from mtl_keras.workers import count_cores
+
 
 def describe(packages=("numpy",)):
     """The machine, Python, the versions of `packages` and the date, as a dict."""
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": count_cores(),
         "memory_gib": round(
             os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1
         ),
@@ -24,6 +26,6 @@ def describe(packages=("numpy",)):
 
 def _cpu_model():
     info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     models = [line.split(":")[1].strip() for line in lines if "model name" in line]
     return models[0] if models else platform.processor()

@@ -23,5 +23,7 @@ def format_spread(values, digits=3):
 def write_results(directory, name, text, result):
     """Writes `name.md` and `name.json` into `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / f"{name}.md").write_text(text + "\n")
-    (directory / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (directory / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    (directory / f"{name}.json").write_text(
+        json.dumps(result, indent=2) + "\n", encoding="utf-8"
+    )

@@ -280,7 +280,7 @@ def main():
         parser.error("choose a --preset or give --variants")
 
     path = options.output / "train_step.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name, variants in comparisons:
         agreeing, _ = split_fields(variants)
         title = variants[0].in_words(agreeing)

@@ -6,6 +6,7 @@ so that `--help` answers at once.
 """
 
 import argparse
+import codecs
 import dataclasses
 import json
 import pathlib
@@ -408,7 +409,9 @@ def parse_given(options_class, argv=None, recipes=None, positional=()):
 
 def write_options(options, path):
     """Writes options as JSON."""
-    path.write_text(json.dumps(dataclasses.asdict(options), indent=2) + "\n")
+    path.write_text(
+        json.dumps(dataclasses.asdict(options), indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def read_options(options_class, path):
@@ -424,7 +427,7 @@ def read_options(options_class, path):
             "train one with train.py first."
         )
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
         values = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in values.items()
@@ -448,12 +451,37 @@ def differing_options(first, second, ignored=()):
 
 
 def run_script(main):
-    """Runs `main()`; a `UserError` becomes one sentence and exit status 2."""
+    """Runs `main()`; a mistake of the user's becomes one sentence and exit status 2.
+
+    Such are `UserError`s, files that cannot be read or written, names that the
+    system's encoding has no characters for, and records that turn out damaged.
+    """
+    codecs.register_error("spell_out", _spell_out)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="spell_out")
     try:
         main()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _exit_with(error)
+    except UnicodeEncodeError as error:
+        _exit_with(
+            f"{error.object!r} has characters that the encoding of this environment "
+            "lacks; set PYTHONUTF8=1 or a UTF-8 locale."
+        )
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _exit_with(
+            f"{error.filename} cannot be read or written ({error.strerror}); see to "
+            "its permissions and to the room on its disk."
+        )
+    except Exception as error:
+        if type(error).__name__ != "DataLossError":  # of TensorFlow
+            raise
+        _exit_with(
+            "The records in data/ are damaged; remove the folder of the data set "
+            "there, and they are made again."
+        )
     except KeyboardInterrupt:
         print(
             "Interrupted; what is trained is kept, and train.py goes on from there (a "
@@ -461,6 +489,19 @@ def run_script(main):
             file=sys.stderr,
         )
         sys.exit(130)
+
+
+def _exit_with(sentence):
+    print(f"error: {' '.join(str(sentence).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _spell_out(error):
+    """Codec error handler: what a console shows of a character that it lacks."""
+    character = error.object[error.start]
+    if "\udc80" <= character <= "\udcff":  # a byte of a file name: as it came
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    return {"±": "+/-", "–": "-"}.get(character, "?"), error.start + 1
 
 
 def _flag(name):

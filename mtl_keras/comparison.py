@@ -156,7 +156,7 @@ def format_comparison(comparison):
 
 def write_csv(comparison, path):
     """Writes a line for every row and metric."""
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         sources = comparison.published
         writer.writerow(
@@ -222,7 +222,7 @@ def _check_alike(root, directory, first, options, name):
 
 def _count_diverged(root):
     """The runs that came to nothing, by row."""
-    paths = root.glob("*-seed*/diverged.txt")
+    paths = root.glob("[!.]*-seed*/diverged.txt")
     return collections.Counter(
         path.parent.name.rpartition("-seed")[0] for path in paths
     )
@@ -231,7 +231,8 @@ def _count_diverged(root):
 def _read_scores(seeds, table):
     """`{metric: Score}` of the runs of a row."""
     results = [
-        json.loads((path / "result.json").read_text()) for path in seeds.values()
+        json.loads((path / "result.json").read_text(encoding="utf-8"))
+        for path in seeds.values()
     ]
     scores = {}
     for metric in table.metrics:
@@ -252,7 +253,9 @@ def _read_constants(runs, table):
     for seeds in runs.values():
         for directory in seeds.values():
             path = directory / "constant_result.json"
-            found |= json.loads(path.read_text()) if path.exists() else {}
+            found |= (
+                json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            )
     return {m: found[m] * COLUMN_OF[m][1] for m in table.metrics if m in found}
 
 

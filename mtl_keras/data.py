@@ -1,5 +1,7 @@
 """tf.data pipelines: records to `(image, targets, masks)`."""
 
+import os
+
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -79,7 +81,7 @@ def make_dataset(builder, split, tasks, label_set, batch_size, num_frames=None):
 def load_ids(builder, split):
     """The frame ids of a split, a list of str in the order of `make_dataset`."""
     ids = builder.as_dataset(split, decoders=tfds.decode.PartialDecoding({"id": True}))
-    return [record["id"].decode() for record in ids.as_numpy_iterator()]
+    return [os.fsdecode(record["id"]) for record in ids.as_numpy_iterator()]
 
 
 def load_instance_ids(builder, split, batch_size):

@@ -8,11 +8,12 @@ config holds all that they depend on.
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import itertools
-import multiprocessing
 import os
 import pathlib
+import shutil
 import sys
 
 import numpy as np
@@ -21,6 +22,8 @@ import tensorflow_datasets as tfds
 from mtl_keras import frames, streets
 from mtl_keras.cityscapes import FILES
 from mtl_keras.errors import UserError
+from mtl_keras.pipelines import without_autotuning
+from mtl_keras.workers import WorkerPool
 
 # The label files each task is made from; those in brackets are used if the tree
 # has them: depth counts the sky, which no stereo matcher sees, as disparity 0.
@@ -30,6 +33,9 @@ KINDS_OF_TASKS = {
     "depth": ("disparity", ["semantic"]),
 }
 STREETS_SIZES = {"train": 2000, "val": 250}
+
+CHECKED_BYTES = 2**31  # records up to this size are read through when they are opened
+FRAMING_BYTES = 16  # that a TFRecord file adds to a record: its length, two checksums
 
 
 @dataclasses.dataclass(eq=False)
@@ -74,17 +80,19 @@ class _FramesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _generate_examples(self, make_example, jobs):
-        for job, (example, source_size) in zip(jobs, _in_parallel(make_example, jobs)):
-            image_size = self.builder_config.image_size
-            if not self.notified and _reshapes(source_size, image_size):
-                print(
-                    f"Note: {example['id']} is {source_size[0]}x{source_size[1]}; "
-                    "frames of another shape than "
-                    f"{image_size[0]}x{image_size[1]} are stretched to it.",
-                    file=sys.stderr,
-                )
-                self.notified = True
-            yield job[0].frame_id, example
+        image_size = self.builder_config.image_size
+        with WorkerPool(len(jobs)) as pool:
+            for example, source_size in pool.map(make_example, jobs):
+                frame_id = os.fsdecode(example["id"])
+                if not self.notified and _reshapes(source_size, image_size):
+                    print(
+                        f"Note: {frame_id} is {source_size[0]}x{source_size[1]}; "
+                        "frames of another shape than "
+                        f"{image_size[0]}x{image_size[1]} are stretched to it.",
+                        file=sys.stderr,
+                    )
+                    self.notified = True
+                yield example["id"], example
 
 
 class CityscapesMtl(_FramesBuilder):
@@ -123,7 +131,7 @@ class Streets(_FramesBuilder):
                 _render_example,
                 [
                     (
-                        frames.FrameFiles(streets.frame_id(index), {}),
+                        streets.frame_id(index),
                         streets.scene_seed(int(config.source), split, index),
                         config.image_size,
                     )
@@ -155,7 +163,8 @@ def prepare_cityscapes(root, image_size, tasks, data_dir="data"):
         data_dir: where records are kept.
 
     Raises:
-        UserError: if a file is missing or broken; nothing is kept then.
+        UserError: if a file is missing or broken, when nothing is kept, or if
+            `data_dir` cannot be written.
     """
     root = pathlib.Path(root).resolve()
     kinds = set()
@@ -172,47 +181,51 @@ def prepare_cityscapes(root, image_size, tasks, data_dir="data"):
                     file=sys.stderr,
                 )
     return _prepare(
-        lambda: _find_cityscapes(root, image_size, kinds, data_dir), data_dir
+        functools.partial(_find_cityscapes, root, image_size, kinds), data_dir
     )
 
 
-def _find_cityscapes(root, image_size, kinds, data_dir):
+def _find_cityscapes(root, image_size, kinds, data_dir, remove_damaged):
     """The builder of some kinds of label files, or one of more that is prepared."""
-    needed = _open_cityscapes(root, image_size, kinds, data_dir)
-    if needed.is_prepared():
+    place = data_dir, remove_damaged
+    needed = _open_cityscapes(root, image_size, kinds, *place)
+    if needed and needed.is_prepared():
         return needed
     others = [kind for kind in frames.LABEL_KINDS if kind not in kinds]
     for count in range(1, len(others) + 1):
         for added in itertools.combinations(others, count):
             with contextlib.suppress(UserError):  # the tree does not have them
-                more = _open_cityscapes(root, image_size, kinds | {*added}, data_dir)
-                if more.is_prepared():
+                more = _open_cityscapes(root, image_size, kinds | {*added}, *place)
+                if more and more.is_prepared():
                     return more
     return needed
 
 
-def _open_cityscapes(root, image_size, kinds, data_dir):
-    """The builder of some kinds of label files, prepared or not."""
+def _open_cityscapes(root, image_size, kinds, data_dir, remove_damaged):
+    """The builder of some kinds of label files, prepared or not; see `_open`."""
     kinds = tuple(kind for kind in frames.LABEL_KINDS if kind in kinds)
-    digest = hashlib.sha256(str(root).encode())
+    digest = hashlib.sha256(os.fsencode(root))
     found = False
     for split in frames.SPLITS:
         for files in frames.list_frames(root, split, kinds):
             found = True
             for kind, path in sorted(files.paths.items()):
                 stat = path.stat()
-                digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode())
+                digest.update(os.fsencode(path))
+                digest.update(f" {stat.st_size} {stat.st_mtime_ns}".encode())
     if not found:
         folder, ending = FILES["image"]
         raise UserError(
             f"{root} holds no frame: there is no {folder}/SPLIT/CITY/*{ending} for "
             f"the splits {', '.join(frames.SPLITS)}."
         )
-    name = "{}x{}-{}-{}".format(*image_size, "-".join(kinds), digest.hexdigest()[:12])
+    name = "{}x{}-{}-{}-v{}".format(
+        *image_size, "-".join(kinds), digest.hexdigest()[:12], frames.VERSION
+    )
     config = FramesConfig(
         name=name, image_size=tuple(image_size), kinds=kinds, source=str(root)
     )
-    return CityscapesMtl(config=config, data_dir=data_dir)
+    return _open(CityscapesMtl, config, data_dir, remove_damaged)
 
 
 def prepare_streets(image_size, sizes=None, seed=0, data_dir="data"):
@@ -223,6 +236,9 @@ def prepare_streets(image_size, sizes=None, seed=0, data_dir="data"):
         sizes: dict, number of scenes by split. Defaults to `STREETS_SIZES`.
         seed: int. Scenes of another seed have nothing in common.
         data_dir: where records are kept.
+
+    Raises:
+        UserError: if `data_dir` cannot be written.
     """
     sizes = dict(sizes or STREETS_SIZES)
     counts = "-".join(f"{split}{size}" for split, size in sizes.items())
@@ -230,7 +246,7 @@ def prepare_streets(image_size, sizes=None, seed=0, data_dir="data"):
     config = FramesConfig(
         name=name, image_size=tuple(image_size), source=str(seed), sizes=sizes
     )
-    return _prepare(lambda: Streets(config=config, data_dir=data_dir), data_dir)
+    return _prepare(functools.partial(_open, Streets, config), data_dir)
 
 
 def check_split(builder, split):
@@ -246,19 +262,112 @@ def check_split(builder, split):
 
 
 def _prepare(open_builder, data_dir):
-    """The builder with its records, which one process at a time makes."""
-    builder = open_builder()
-    if not builder.is_prepared():
-        pathlib.Path(data_dir).mkdir(parents=True, exist_ok=True)
-        with open(pathlib.Path(data_dir) / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            builder = open_builder()  # another process may have made them
-            tfds.display_progress_bar = True
-            builder.download_and_prepare()
+    """The builder with its records, which one process at a time makes.
+
+    Args:
+        open_builder: called with `data_dir` and whether to remove damaged records,
+            which is up to the process that holds the lock; see `_open`.
+    """
+    data_dir = pathlib.Path(data_dir)
+    try:
+        builder = open_builder(data_dir, False)
+        if builder is None or not builder.is_prepared():
+            data_dir.mkdir(parents=True, exist_ok=True)
+            with open(data_dir / "lock", "w") as lock:  # let go of by the end, any end
+                _wait_for(lock)
+                builder = open_builder(data_dir, True)  # others may have made them
+                tfds.display_progress_bar = True
+                builder.download_and_prepare()
+    except UserError:
+        raise
+    except Exception as error:
+        if reason := _why_not_written(error, data_dir):
+            raise UserError(
+                f"The records cannot be kept in {data_dir.absolute()} ({reason}); make "
+                "it a directory that you may write to, with room for them, or work in "
+                "another one."
+            ) from error
+        raise
     return builder
 
 
-def _read_example(files, image_size, kinds):
+def _why_not_written(error, data_dir):
+    """Why records cannot be written, `""` if the error is another one."""
+    import tensorflow as tf
+
+    cause = error.__cause__ or error  # tfds wraps those of TensorFlow
+    if not isinstance(cause, (OSError, tf.errors.OpError)):
+        return ""
+    if data_dir.is_symlink() and not data_dir.exists():
+        return f"it is a link to {data_dir.readlink()}, which does not exist"
+    if data_dir.exists() and not data_dir.is_dir():
+        return "it is not a directory"
+    if isinstance(cause, tf.errors.OpError):
+        return cause.message
+    return f"{cause.strerror}: {cause.filename}" if cause.filename else str(cause)
+
+
+def _wait_for(lock):
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"Waiting for the process that holds {lock.name}.", file=sys.stderr)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _open(builder_class, config, data_dir, remove_damaged):
+    """A builder, prepared or not; `None` if its records are damaged, unless those
+    and what a killed process left behind are to be removed."""
+    directory = data_dir / builder_class.name / config.name / str(builder_class.VERSION)
+    if not directory.exists():
+        if remove_damaged:
+            for left in directory.parent.glob(f"incomplete.*_{directory.name}"):
+                shutil.rmtree(left, ignore_errors=True)
+        return builder_class(config=config, data_dir=data_dir)
+    try:
+        builder = builder_class(config=config, data_dir=data_dir)
+    except OSError:
+        raise
+    except Exception:  # of many kinds, by what is wrong with the JSON files
+        damage = f"{directory / 'dataset_info.json'} is damaged"
+    else:
+        damage = _find_damage(builder)
+        if not damage:
+            return builder
+    if not remove_damaged:
+        return None
+    print(f"Note: {damage}; these records are made again.", file=sys.stderr)
+    shutil.rmtree(directory)
+    return builder_class(config=config, data_dir=data_dir)
+
+
+def _find_damage(builder):
+    """What is wrong with the records of a builder, `""` if nothing is."""
+    import tensorflow as tf
+
+    if not builder.is_prepared():
+        return f"{builder.data_path} is incomplete"
+    for split in builder.info.splits.values():
+        paths = [pathlib.Path(path) for path in split.filepaths]
+        for path in paths:
+            if not path.is_file():
+                return f"{path} is missing"
+        size = sum(path.stat().st_size for path in paths)
+        is_damaged = size != split.num_bytes + FRAMING_BYTES * split.num_examples
+        if not is_damaged and size <= CHECKED_BYTES:
+            records = tf.data.TFRecordDataset([str(path) for path in paths])
+            try:
+                for _ in without_autotuning(records.batch(16)):  # compares checksums
+                    pass
+            except tf.errors.DataLossError:
+                is_damaged = True
+        if is_damaged:
+            return f"{builder.data_path} has damaged records of {split.name}"
+    return ""
+
+
+def _read_example(job):
+    files, image_size, kinds = job
     frame, source_size = frames.read_frame(files, image_size)
     blank = np.zeros(image_size, np.uint8)
     for kind in kinds:  # a frame of the test split may have no labels
@@ -267,30 +376,16 @@ def _read_example(files, image_size, kinds):
     return _pack(files.frame_id, frame, source_size), source_size
 
 
-def _render_example(files, seed, image_size):
+def _render_example(job):
+    frame_id, seed, image_size = job
     frame = streets.render_scene(seed, image_size)
-    return _pack(files.frame_id, frame, image_size), image_size
+    return _pack(frame_id, frame, image_size), image_size
 
 
 def _pack(frame_id, frame, source_size):
     pngs = {kind: frames.encode_png(array) for kind, array in frame.items()}
-    return {"id": frame_id, "source_width": source_size[1], **pngs}
-
-
-def _in_parallel(function, jobs):
-    """`function(*job)` of all jobs, in order, computed by all cores."""
-    workers = len(os.sched_getaffinity(0))
-    if workers == 1 or len(jobs) < 32:  # not worth the start of the workers
-        yield from (function(*job) for job in jobs)
-        return
-    # Forking a process that runs TensorFlow's threads is not safe.
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(_call, ((function, job) for job in jobs), chunksize=8)
-
-
-def _call(task):
-    function, job = task
-    return function(*job)
+    # Bytes, as the name of a file may hold any, whatever the locale.
+    return {"id": os.fsencode(frame_id), "source_width": source_size[1], **pngs}
 
 
 def _reshapes(source_size, image_size):

@@ -18,6 +18,7 @@ from mtl_keras.clustering import METHODS
 
 # What may become of the pixels that vote for no instance.
 LEFT_OVER = ("noise", "nearest")
+NO_LABEL = np.iinfo(np.uint16).max
 
 
 def encode_offsets(instance_ids):
@@ -25,7 +26,8 @@ def encode_offsets(instance_ids):
 
     Args:
         instance_ids: integer array `(H, W)`. Values of `FIRST_INSTANCE_ID` or
-            more mark an instance; all others are stuff or groups.
+            more mark an instance; all others are stuff or groups, and so is 65535,
+            which is what 16 bits make of -1, no label.
 
     Returns:
         `offsets`, `(H, W, 2)` float32, `(dy, dx)` in pixels with
@@ -38,7 +40,7 @@ def encode_offsets(instance_ids):
             "instance_ids must be an integer array of shape (H, W). "
             f"Received: shape {instance_ids.shape}, dtype {instance_ids.dtype}"
         )
-    mask = instance_ids >= FIRST_INSTANCE_ID
+    mask = (instance_ids >= FIRST_INSTANCE_ID) & (instance_ids != NO_LABEL)
     pixels = np.nonzero(mask)
     index = instance_ids[mask]
     if index.max(initial=0) > np.iinfo(np.uint16).max:

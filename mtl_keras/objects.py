@@ -3,10 +3,7 @@
 This module runs in worker processes, so it imports nothing heavy.
 """
 
-import multiprocessing
-import os
 import pathlib
-import shutil
 import tempfile
 from typing import NamedTuple
 
@@ -16,6 +13,7 @@ from mtl_keras.cityscapes import FIRST_INSTANCE_ID, LABEL_SETS, class_index_tabl
 from mtl_keras.errors import UserError
 from mtl_keras.instances import decode_objects, encode_offsets, thing_classes
 from mtl_keras.scoring import score_instances, write_prediction, write_truth
+from mtl_keras.workers import WorkerPool
 
 
 class _Directories(NamedTuple):
@@ -36,8 +34,11 @@ class ObjectScore:
         mask: str. `"predicted"`, or `"truth"` to look for objects where there are
             some, in their true classes.
         method: str, as for `instances.cluster_offsets`.
-        directory: where to keep the predictions as submitted to the benchmark, made
-            anew. Without it, they are not kept.
+        directory: where to keep the predictions as submitted to the benchmark, in
+            place of earlier ones. Without it, they are not kept.
+
+    Raises:
+        UserError: if `directory` holds anything but predictions.
     """
 
     def __init__(self, num_frames, label_set, mask, method, directory=None):
@@ -52,21 +53,17 @@ class ObjectScore:
             truth=temporary / "truth",
             upper_bound=temporary / "upper_bound",
         )
+        _remove_predictions(self._directories.predictions)
         for path in self._directories:
-            shutil.rmtree(path, ignore_errors=True)
-            path.mkdir(parents=True)
-        self._pool = None
+            path.mkdir(parents=True, exist_ok=True)
+        self._pool = WorkerPool(num_frames)
 
     def __enter__(self):
-        workers = len(os.sched_getaffinity(0))
-        if workers > 1 and self.num_frames >= 32:  # worth the start of the workers
-            # Forking a process that runs TensorFlow's threads is not safe.
-            self._pool = multiprocessing.get_context("spawn").Pool(workers)
+        self._pool.__enter__()
         return self
 
-    def __exit__(self, *_):
-        if self._pool is not None:
-            self._pool.terminate()
+    def __exit__(self, *error):
+        self._pool.__exit__(*error)
 
     def add(self, frame_ids, predictions, instance_ids):
         """Decodes a batch.
@@ -89,8 +86,7 @@ class ObjectScore:
                 frame_ids, predictions["instance"], classes, probability, instance_ids
             )
         ]
-        decode = self._pool.map if self._pool else map
-        return [*zip(classes, decode(_decode_frame, jobs))]
+        return [*zip(classes, self._pool.map(_decode_frame, jobs))]
 
     def score(self):
         """Scores all frames; as `score_instances` returns it, and with `mask`,
@@ -147,6 +143,23 @@ def choose_classes(logits, instance_ids, label_set, mask):
     if logits is None:
         return classes, np.ones(classes.shape, np.float32)
     return classes, np.take_along_axis(probabilities, index[..., None], -1)[..., 0]
+
+
+def _remove_predictions(directory):
+    """Removes what `write_prediction` wrote, if a directory holds nothing else."""
+    files = [path for path in directory.rglob("*") if not path.is_dir()]
+    predictions = set()
+    for path in directory.glob("*.txt"):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if all(line.startswith("masks/") for line in lines):
+            predictions |= {path, *(directory / line.split()[0] for line in lines)}
+    if others := sorted(set(files) - predictions):
+        raise UserError(
+            f"{others[0]} is no prediction, and {directory} is for predictions alone; "
+            "move that file away or choose another directory."
+        )
+    for path in files:
+        path.unlink()
 
 
 def _decode_frame(job):

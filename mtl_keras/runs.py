@@ -118,6 +118,7 @@ def claim_directory(options, epochs):
         BusyError: if another process trains this run.
     """
     directory = check_directory(options)
+    str(directory).encode()  # fails here, not after an epoch; TensorFlow wants UTF-8
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not (directory / "options.json").exists():
@@ -165,7 +166,7 @@ def _repair_last_checkpoint(directory):
 
 def _is_readable(weights, metadata):
     try:
-        json.loads(metadata.read_text())["epoch"]
+        json.loads(metadata.read_text(encoding="utf-8"))["epoch"]
         h5py.File(weights).close()
     except (OSError, ValueError, KeyError):
         return False
@@ -351,7 +352,9 @@ def explain_divergence(directory):
             "--learning-rate, in another --output. The checkpoints before that are "
             "kept."
         )
-        (directory / "diverged.txt").write_text(message + "\n")
+        (directory / "diverged.txt").write_text(
+            message + "\n", encoding="utf-8", errors="surrogateescape"
+        )
         raise DivergenceError(message) from error
 
 
@@ -366,7 +369,7 @@ def best_metric(tasks):
 def finished_epochs(directory):
     """Number of epochs that the last checkpoint holds."""
     path = directory / "checkpoints" / "last" / "training_metadata.json"
-    return json.loads(path.read_text())["epoch"] if path.exists() else 0
+    return json.loads(path.read_text(encoding="utf-8"))["epoch"] if path.exists() else 0
 
 
 def drop_unfinished_epochs(directory):
@@ -383,7 +386,7 @@ def read_history(directory):
     path = pathlib.Path(directory) / "history.csv"
     if not path.exists():
         return []
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return [
             {key: float(value) for key, value in row.items()}
             for row in csv.DictReader(file)
@@ -400,7 +403,7 @@ def write_result(directory):
         if key.startswith("val_")
     }
     unfinished = directory / "result.json.part"
-    unfinished.write_text(json.dumps(scores, indent=2) + "\n")
+    unfinished.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     unfinished.replace(directory / "result.json")  # whole, whenever it is there
     (directory / "diverged.txt").unlink(missing_ok=True)
     for path in (directory / "checkpoints" / "last").glob("*.bkp"):
@@ -411,12 +414,14 @@ def write_constant_predictor(problem, directory):
     """Keeps the constant predictor of the training split, and what it scores on the
     validation split."""
     predictor = problem.fit_constant_predictor()
-    (directory / "constant.json").write_text(json.dumps(vars(predictor)))
+    (directory / "constant.json").write_text(
+        json.dumps(vars(predictor)), encoding="utf-8"
+    )
     score = SplitScore(problem.make_metrics())
     for _, targets, masks in problem.make_batches("val", problem.options.batch_size):
         score.update(targets, predictor.predict(targets), masks)
     path = directory / "constant_result.json"
-    path.write_text(json.dumps(score.results(), indent=2) + "\n")
+    path.write_text(json.dumps(score.results(), indent=2) + "\n", encoding="utf-8")
 
 
 def is_trained(directory, epochs):
@@ -461,7 +466,7 @@ def load_constant_predictor(problem, directory):
     path = pathlib.Path(directory) / "constant.json"
     if not path.exists():
         raise UserError(f"{path} is missing; train the run with train.py first.")
-    return problem.load_constant_predictor(json.loads(path.read_text()))
+    return problem.load_constant_predictor(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _best_so_far(history, monitor, mode):

@@ -15,6 +15,7 @@ References:
 
 import contextlib
 import copy
+import os
 import pathlib
 import urllib.parse
 
@@ -64,14 +65,14 @@ def write_prediction(directory, frame_id, instances, objects):
     """
     directory = pathlib.Path(directory)
     (directory / "masks").mkdir(parents=True, exist_ok=True)
-    name = urllib.parse.quote(frame_id)  # the lines are split at spaces
+    name = urllib.parse.quote(os.fsencode(frame_id))  # lines are split at spaces
     lines = []
     for number, (label_id, confidence) in enumerate(objects, start=1):
         mask = f"masks/{name}_{number}.png"
         png = encode_png(np.where(instances == number, 255, 0).astype(np.uint8))
         (directory / mask).write_bytes(png)
         lines.append(f"{mask} {label_id} {confidence:.6f}\n")
-    (directory / f"{frame_id}.txt").write_text("".join(lines))
+    (directory / f"{frame_id}.txt").write_text("".join(lines), encoding="utf-8")
 
 
 def score_instances(predictions, truth, progress=True):
@@ -98,7 +99,7 @@ def score_instances(predictions, truth, progress=True):
         evalInstanceLevelSemanticLabeling as official,
     )
 
-    truth_paths = sorted(pathlib.Path(truth).absolute().glob("*" + TRUTH_ENDING))
+    truth_paths = sorted(pathlib.Path(truth).absolute().glob("[!.]*" + TRUTH_ENDING))
     predictions = pathlib.Path(predictions).absolute()
     pairs = []
     for path in truth_paths:

@@ -7,11 +7,11 @@ of single colours stays below 15 % mIoU (a test holds it there).
 
 import math
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
 from mtl_keras import cityscapes, rendering
+from mtl_keras.frames import encode_png
 from mtl_keras.street_objects import (
     PAINTED,
     add_car,
@@ -269,9 +269,7 @@ def write_cityscapes_tree(
         kinds = ["image"] if split in unlabeled else list(cityscapes.FILES)
         for index in tqdm(range(count), desc=split, disable=not progress):
             scene = render_scene(scene_seed(seed, split, index), image_size)
-            scene["image"] = scene["image"][..., ::-1]  # OpenCV writes BGR
             for kind in kinds:
                 path = cityscapes.frame_path(root, split, frame_id(index), kind)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                if not cv2.imwrite(str(path), scene[kind]):
-                    raise OSError(f"cannot write {path}")
+                path.write_bytes(encode_png(scene[kind]))

@@ -174,7 +174,7 @@ def find_published(name="", pair=()):
 def list_runs(root):
     """The finished runs in a directory, `{row: {seed: run directory}}`."""
     runs = {}
-    for path in sorted(pathlib.Path(root).glob("*-seed*/result.json")):
+    for path in sorted(pathlib.Path(root).glob("[!.]*-seed*/result.json")):
         key, _, seed = path.parent.name.rpartition("-seed")
         runs.setdefault(key, {})[seed] = path.parent
     return runs
@@ -218,7 +218,7 @@ def find_root(name="", pair=(), root=""):
 
 def _read_published():
     file = importlib.resources.files("mtl_keras") / "published.json"
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _default_root(name, pair, data, given):

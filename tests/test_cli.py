@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -207,6 +208,60 @@ def test_a_user_error_is_one_sentence(capsys):
         cli.run_script(fail)
     assert raised.value.code == 2
     assert capsys.readouterr().err == "error: The file a.png is missing.\n"
+
+
+@pytest.mark.parametrize(
+    "act, sentence",
+    [
+        (
+            lambda: open("/nowhere/a.png"),
+            "/nowhere/a.png cannot be read or written (No such file or directory)",
+        ),
+        (lambda: "tree-ä".encode("ascii"), "'tree-ä' has characters that the encoding"),
+    ],
+)
+def test_errors_of_the_system_are_one_sentence(capsys, act, sentence):
+    with pytest.raises(SystemExit) as raised:
+        cli.run_script(act)
+    assert raised.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"error: {sentence}") and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "encoding, shown",
+    [
+        ("utf-8", "1.5 ± 0.2 – ü ☃".encode()),
+        ("latin-1", b"1.5 \xb1 0.2 - \xfc ?"),
+        ("ascii", b"1.5 +/- 0.2 - ? ?"),
+    ],
+)
+def test_every_console_shows_tables(encoding, shown):
+    code = (
+        "from mtl_keras.cli import run_script\n"
+        "run_script(lambda: print('1.5 ± 0.2 – ü ☃', 'l\\udcc3\\udca4uf'))\n"
+    )
+    completed = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"},
+        capture_output=True,
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout == shown + " läuf\n".encode()  # names as they came
+
+
+def test_damaged_records_are_one_sentence(capsys):
+    class DataLossError(Exception):
+        """As TensorFlow's, which is not imported for this."""
+
+    def fail():
+        raise DataLossError
+
+    with pytest.raises(SystemExit) as raised:
+        cli.run_script(fail)
+    assert raised.value.code == 2
+    assert "data/ are damaged; remove" in capsys.readouterr().err
 
 
 def test_other_errors_keep_their_traceback():

@@ -5,6 +5,7 @@ import tensorflow as tf
 from conftest import TREE_IMAGE_SIZE
 
 from mtl_keras import data, datasets
+from mtl_keras.frames import resize_frame
 from mtl_keras.losses import L1Norm, MaskedLoss
 from mtl_keras.model import build_network
 from mtl_keras.training import MultiTaskTrainer
@@ -64,6 +65,48 @@ def test_instance_targets():
         [(third - 1, third), (0, 0), (0, 0), (-0.5, 0)],
     ]
     np.testing.assert_allclose(targets["instance"], offsets, atol=1e-6)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_targets_lie_where_their_image_does(flip):
+    """A bright car of 90x84 pixels at 32 places, shrunk by 8: the centre it votes for
+    is that of its light."""
+    apart, disparities = [], []
+    for shift in range(32):
+        car = np.zeros((256, 512), bool)
+        car[60 + shift : 150 + shift, 200 + shift : 284 + shift] = True
+        # Disparity falls by a quarter pixel a column, from 128 at the left edge.
+        coded = np.broadcast_to(128 * 256 + 1 - 64 * np.arange(512), car.shape)
+        frame = {
+            "image": np.repeat(car[..., None], 3, axis=2).astype(np.uint8) * 255,
+            "semantic": np.where(car, CAR, ROAD).astype(np.uint8),
+            "instance": np.where(car, 26001, 0).astype(np.uint16),
+            "disparity": coded.astype(np.uint16),
+        }
+        frame = resize_frame(frame, (32, 64))
+        record = {
+            kind: tf.constant(array if array.ndim == 3 else array[..., None])
+            for kind, array in frame.items()
+        }
+        record["source_width"] = tf.constant(512)
+        record = data.flip_record(record, tf.constant(flip))
+        image, targets, masks = data.encode_record(record, ALL, "train")
+        light = image.numpy()[..., 0].astype(float)
+        pixels = np.indices(light.shape)
+        centre = (pixels * light).sum((1, 2)) / light.sum()
+        on_car = masks["instance"].numpy() > 0
+        votes = pixels[:, on_car].T + targets["instance"].numpy()[on_car]
+        np.testing.assert_allclose(votes - votes[0], 0, atol=1e-5)
+        apart.append(votes[0] - centre)
+        # In pixels of this width: 16 at the left edge of the image, falling by a
+        # quarter a column, whose centres are at 0.5, 1.5, ...; source pixels' at
+        # 1/16, 3/16, ...
+        expected = 16 - (np.arange(64) + 0.5 - 1 / 16) / 4
+        depth = targets["depth"].numpy()[..., 0]
+        disparities.append((depth[:, ::-1] if flip else depth) - expected)
+    assert np.abs(np.mean(apart, axis=0)).max() < 0.1
+    assert np.abs(np.mean(disparities)) < 0.1 / 4  # a tenth of a column
+    assert np.abs(disparities).max() < 0.1 / 4
 
 
 def test_depth_targets():

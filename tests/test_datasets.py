@@ -1,15 +1,18 @@
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import TREE_IMAGE_SIZE, TREE_SEED, TREE_SIZES
 from PIL import Image
+from test_workers import kill_process
 
-from mtl_keras import cityscapes, data, datasets
+from mtl_keras import cityscapes, data, datasets, frames, workers
 from mtl_keras.errors import UserError
 
 ALL = ("semantic", "instance", "depth")
@@ -37,9 +40,9 @@ def count_reads(monkeypatch):
     read = []
     original = datasets._read_example
 
-    def counting(files, *args):
-        read.append(files.frame_id)
-        return original(files, *args)
+    def counting(job):
+        read.append(job[0].frame_id)
+        return original(job)
 
     monkeypatch.setattr(datasets, "_read_example", counting)
     return read
@@ -78,6 +81,169 @@ def test_many_frames_are_made_by_worker_processes(tmp_path):
     together = datasets.prepare_streets((32, 64), sizes, 1, tmp_path)
     alone = datasets.prepare_streets((32, 64), {"train": 3}, 1, tmp_path)
     assert_same_records(records(together, "train")[:3], records(alone, "train"))
+
+
+SCRIPT = """
+import os, sys
+from mtl_keras import datasets
+builder = datasets.prepare_streets((32, 64), {"train": 33}, 1, "records")
+print("frames:", builder.info.splits["train"].num_examples)
+"""
+
+
+def test_a_script_needs_no_main_guard(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    completed = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.count("frames: 33") == 1
+
+
+def test_the_lock_is_let_go_of_when_a_worker_dies(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "count_cores", lambda: 2)
+        patch.setattr(datasets, "_render_example", kill_process)
+        with pytest.raises(UserError, match="worker process ended"):
+            datasets.prepare_streets((32, 64), {"train": 40}, 1, tmp_path)
+    assert not [*tmp_path.glob("streets/*/*")]
+    builder = datasets.prepare_streets((32, 64), {"train": 2}, 1, tmp_path)
+    assert builder.info.splits["train"].num_examples == 2
+
+
+def test_waiting_for_another_process_is_told(tmp_path, capsys):
+    with open(tmp_path / "lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        release = threading.Timer(0.3, fcntl.flock, (other, fcntl.LOCK_UN))
+        release.start()
+        datasets.prepare_streets((32, 64), {"train": 1}, 1, tmp_path)
+        release.join()
+    assert f"Waiting for the process that holds {tmp_path}" in capsys.readouterr().err
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "a bit": lambda directory, records: flip_a_bit(records),
+    "cut": lambda directory, records: os.truncate(records, 500),
+    "longer": lambda directory, records: records.write_bytes(
+        records.read_bytes() + bytes(9)
+    ),
+    "no records": lambda directory, records: records.unlink(),
+    "empty info": lambda directory, records: os.truncate(
+        directory / "dataset_info.json", 0
+    ),
+    "cut info": lambda directory, records: os.truncate(
+        directory / "dataset_info.json", 99
+    ),
+    "no info": lambda directory, records: (directory / "dataset_info.json").unlink(),
+    "nothing": lambda directory, records: [p.unlink() for p in directory.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_records_are_made_again(tmp_path, capsys, damage):
+    def make():
+        return datasets.prepare_streets((32, 64), {"train": 2, "val": 1}, 1, tmp_path)
+
+    builder = make()
+    whole = records(builder, "train")
+    directory = tmp_path / "streets" / builder.builder_config.name / "1.0.0"
+    (path,) = directory.glob("*train.tfrecord*")
+    capsys.readouterr()
+    damage(directory, path)
+    assert_same_records(records(make(), "train"), whole)
+    assert f"Note: {directory}" in capsys.readouterr().err
+    make()
+    assert "Note" not in capsys.readouterr().err
+
+
+def test_large_records_are_not_read_through(tmp_path, capsys, monkeypatch):
+    def make():
+        return datasets.prepare_streets((32, 64), {"train": 2}, 1, tmp_path)
+
+    monkeypatch.setattr(datasets, "CHECKED_BYTES", 0)
+    (path,) = make().data_path.glob("*train.tfrecord*")
+    capsys.readouterr()
+    flip_a_bit(path)
+    make()
+    assert "Note" not in capsys.readouterr().err
+    os.truncate(path, os.path.getsize(path) - 1)
+    make()
+    assert "damaged records of train" in capsys.readouterr().err
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    builder = datasets.prepare_streets((32, 64), {"train": 1}, 1, tmp_path)
+    directory = tmp_path / "streets" / builder.builder_config.name
+    shutil.rmtree(directory / "1.0.0")
+    (directory / "incomplete.ABC123_1.0.0").mkdir()
+    datasets.prepare_streets((32, 64), {"train": 1}, 1, tmp_path)
+    assert [path.name for path in directory.iterdir()] == ["1.0.0"]
+
+
+def make_file(path):
+    path.write_text("")
+
+
+def make_dangling_link(path):
+    path.symlink_to("/nowhere/disk")
+
+
+@pytest.mark.parametrize(
+    "make, reason",
+    [
+        (make_file, "it is not a directory"),
+        (make_dangling_link, "a link to /nowhere/disk, which does not exist"),
+    ],
+)
+def test_no_place_for_the_records(street_tree, tmp_path, make, reason):
+    data_dir = tmp_path / "data"
+    make(data_dir)
+    with pytest.raises(UserError, match=f"kept in {data_dir} \\(.*{reason}"):
+        prepare(street_tree, data_dir)
+    with pytest.raises(UserError, match=f"kept in {data_dir} \\(.*{reason}"):
+        datasets.prepare_streets((32, 64), {"train": 1}, 1, data_dir)
+    with pytest.raises(UserError, match="no directory"):  # that comes first
+        prepare(tmp_path / "nowhere", data_dir)
+
+
+def test_records_in_a_place_that_may_not_be_written(tmp_path, monkeypatch):
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    sizes = {"train": 1}
+    datasets.prepare_streets((32, 64), sizes, 1, tmp_path)
+    monkeypatch.setattr(datasets, "open", refuse, raising=False)
+    datasets.prepare_streets((32, 64), sizes, 1, tmp_path)  # nothing to be written
+    with pytest.raises(UserError, match=f"kept in {tmp_path} .Permission denied"):
+        datasets.prepare_streets((32, 64), sizes, 2, tmp_path)
+
+
+def test_records_of_another_version_are_not_reused(
+    street_tree, tmp_path, count_reads, monkeypatch
+):
+    prepare(street_tree, tmp_path)
+    monkeypatch.setattr(frames, "VERSION", frames.VERSION + 1)
+    prepare(street_tree, tmp_path)
+    assert len(count_reads) == 2 * sum(TREE_SIZES.values())
+
+
+def test_hidden_files_are_passed_over(own_tree, tmp_path):
+    for path in [*own_tree.rglob("*.png")]:
+        (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7" + bytes(78))
+    builder = prepare(own_tree, tmp_path)
+    sizes = {name: split.num_examples for name, split in builder.info.splits.items()}
+    assert sizes == TREE_SIZES
 
 
 def test_records_are_reused(street_tree, tmp_path, count_reads):

@@ -1,3 +1,5 @@
+import json
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import pytest
 
 from mtl_keras import export
 from mtl_keras.cityscapes import LABEL_SETS
+from mtl_keras.errors import UserError
 from mtl_keras.model import build_network
 
 SIZE = (32, 64)
@@ -72,16 +75,154 @@ def test_served_network_is_the_live_one(network, images, tmp_path):
         )
 
 
-def test_export_replaces_what_was_there(tmp_path):
+@pytest.fixture(scope="module")
+def tiny():
     image = keras.Input((4, 6, 3))
-    network = keras.Model(image, {"depth": keras.layers.Conv2D(1, 1)(image)})
+    return keras.Model(image, {"depth": keras.layers.Conv2D(1, 1)(image)})
+
+
+def contents(directory):
+    return {
+        path.relative_to(directory): path.read_bytes() if path.is_file() else None
+        for path in directory.rglob("*")
+    }
+
+
+def test_export_replaces_an_export(tiny, tmp_path):
+    path = tmp_path / "deep" / "saved_model"
+    export.export_saved_model(tiny, path)
+    (path / "saved_model.pb").write_text("an older one")
+    export.export_saved_model(tiny, path)
+    assert len((path / "saved_model.pb").read_bytes()) > 1000
+    assert [child.name for child in path.parent.iterdir()] == ["saved_model"]
+    listed = json.loads((path / export.MANIFEST).read_text(encoding="utf-8"))["files"]
+    files = [p for p in contents(path) if (path / p).is_file()]
+    assert sorted(listed) == sorted(map(str, files))
+
+
+def test_export_fills_an_empty_directory(tiny, tmp_path):
+    export.export_saved_model(tiny, tmp_path)
+    assert (tmp_path / "saved_model.pb").exists()
+
+
+def make_versions(path):
+    for name in ("1", "2", "10"):
+        (path / name).mkdir(parents=True)
+        (path / name / "saved_model.pb").write_text("served now")
+
+
+def make_foreign_model(path):
+    (path / "variables").mkdir(parents=True)
+    (path / "saved_model.pb").write_text("of another program")
+
+
+def make_notes(path):
+    path.mkdir()
+    (path / "notes.txt").write_text("mine")
+
+
+def make_damaged_export(path):
+    make_foreign_model(path)
+    (path / export.MANIFEST).write_text("{")
+
+
+def make_link(path):
+    (path.parent / "elsewhere").mkdir()
+    path.symlink_to("elsewhere")
+
+
+def make_dangling_link(path):
+    path.symlink_to("nowhere")
+
+
+def make_file(path):
+    path.write_text("mine")
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (make_versions, "holds versions of a model.*export to .*saved_model/11"),
+        (make_foreign_model, "no export of this package"),
+        (make_notes, "no export of this package"),
+        (make_damaged_export, "no export of this package"),
+        (make_link, "is a link"),
+        (make_dangling_link, "is a link"),
+        (make_file, "is a file"),
+    ],
+)
+def test_export_deletes_nothing_else(tiny, tmp_path, make, message):
     path = tmp_path / "saved_model"
-    for folder in (path, tmp_path / "saved_model.partial"):
-        folder.mkdir()
-        (folder / "old.txt").write_text("old")
-    export.export_saved_model(network, path)
-    assert not (path / "old.txt").exists() and (path / "saved_model.pb").exists()
-    assert not (tmp_path / "saved_model.partial").exists()
+    make(path)
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=message):
+        export.export_saved_model(tiny, path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "assets.extra/warmup", "variables/mine"])
+def test_export_deletes_no_file_that_was_added(tiny, tmp_path, name):
+    path = tmp_path / "saved_model"
+    export.export_saved_model(tiny, path)
+    (path / name).parent.mkdir(exist_ok=True)
+    (path / name).write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=f"also holds {name}"):
+        export.export_saved_model(tiny, path)
+    assert contents(tmp_path) == before
+
+
+def test_neighbours_of_an_export_are_left_alone(tiny, tmp_path):
+    for name in ("saved_model.partial", "saved_model.old", "new", "old"):
+        make_notes(tmp_path / name)
+    before = contents(tmp_path)
+    export.export_saved_model(tiny, tmp_path / "saved_model")
+    assert before.items() <= contents(tmp_path).items()
+    shutil.rmtree(tmp_path / "saved_model")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left")])
+def test_nothing_is_left_of_a_failed_export(tiny, tmp_path, monkeypatch, error):
+    path = tmp_path / "saved_model"
+    export.export_saved_model(tiny, path)
+    before = contents(tmp_path)
+
+    def fail(self, target, **_):
+        (target / "variables").mkdir(parents=True)
+        raise error
+
+    monkeypatch.setattr(keras.Model, "export", fail)
+    with pytest.raises((KeyboardInterrupt, UserError)) as raised:
+        export.export_saved_model(tiny, path)
+    assert contents(tmp_path) == before
+    if error is not KeyboardInterrupt:
+        assert "cannot be written (No space left)" in str(raised.value)
+
+
+def test_the_earlier_export_comes_back_if_the_new_one_cannot_be_placed(
+    tiny, tmp_path, monkeypatch
+):
+    path = tmp_path / "saved_model"
+    export.export_saved_model(tiny, path)
+    before = contents(tmp_path)
+    rename = type(path).rename
+
+    def fail(self, target):
+        if self.name == "new":
+            raise PermissionError(13, "Permission denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(type(path), "rename", fail)
+    with pytest.raises(UserError, match="Permission denied"):
+        export.export_saved_model(tiny, path)
+    assert contents(tmp_path) == before
+
+
+def test_export_below_a_file(tiny, tmp_path):
+    make_file(tmp_path / "file")
+    with pytest.raises(UserError, match="cannot be written"):
+        export.export_saved_model(tiny, tmp_path / "file" / "saved_model")
 
 
 @pytest.mark.parametrize("tasks", [("depth",), ("semantic", "instance")])

@@ -39,6 +39,14 @@ def test_ids_beyond_16_bits():
         np.testing.assert_array_equal(actual, expected)
 
 
+def test_no_label_in_16_bits_is_no_instance():
+    ids = np.full((3, 4), 65535, np.uint16)  # -1
+    ids[1, 1:3] = 26001
+    offsets, mask = encode_offsets(ids)
+    np.testing.assert_array_equal(mask, ids == 26001)
+    np.testing.assert_array_equal(offsets[1, 1:3], [(0, 0.5), (0, -0.5)])
+
+
 def test_no_instance():
     offsets, mask = encode_offsets(np.full((4, 6), 26, np.uint8))
     assert offsets.shape == (4, 6, 2) and not offsets.any() and not mask.any()

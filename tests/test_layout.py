@@ -16,7 +16,7 @@ ROWS = (
     ("errors", "cityscapes", "recipes"),
     ("surfaces", "rendering", "street_objects", "street_plan"),
     ("distribution", "layers", "losses", "optimizers", "pipelines", "weighting"),
-    ("clustering", "instances", "frames", "streets", "cli"),
+    ("clustering", "instances", "frames", "streets", "cli", "workers"),
     ("model", "metrics", "training", "scoring", "objects", "small_images", "tables"),
     ("datasets", "data", "export", "report", "object_gallery"),
     ("problems", "runs"),
@@ -40,14 +40,23 @@ CORE = (
     "training",
     "weighting",
 )
-LIGHT = ("cli", "cityscapes", "errors", "frames", "recipes", "streets", "tables")
+LIGHT = (
+    "cli",
+    "cityscapes",
+    "errors",
+    "frames",
+    "recipes",
+    "streets",
+    "tables",
+    "workers",
+)
 
 
 def imports_of(module, in_functions=True):
     """Full names of the modules that a module imports, in functions or only when it
     is imported itself."""
     names = set()
-    todo = [ast.parse((PACKAGE / f"{module}.py").read_text())]
+    todo = [ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))]
     while todo:
         node = todo.pop()
         if in_functions or not isinstance(node, ast.FunctionDef):

@@ -367,6 +367,22 @@ def test_object_score(tmp_path, num_frames):
         assert not [*(tmp_path / "kept").glob("*.txt")]
 
 
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "masks/mine.png", "masks/notes.txt", "more/a_0_0.txt"]
+)
+def test_object_score_deletes_predictions_alone(tmp_path, name):
+    scoring.write_prediction(tmp_path, "a_0_0", TWO_CARS, [(CAR, 0.5)] * 2)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{name} is no prediction"):
+        ObjectScore(1, "ids", "truth", "optics", tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+    assert (tmp_path / "a_0_0.txt").exists()
+    (tmp_path / name).unlink()
+    ObjectScore(1, "ids", "truth", "optics", tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_upper_bound_does_not_depend_on_the_network():
     ids = busy_street()[None]
     predictions = predict_perfectly(ids)
