@@ -92,6 +92,7 @@ def evaluate(options, directory):
             options.mask,
             options.method,
             maps / "instances" if options.predictions else None,
+            options.left_over,
         )
         object_gallery = ObjectGallery(num_frames)
     batches = zip(problem.make_batches(options.split, batch_size), true_ids)
@@ -139,6 +140,8 @@ def evaluate(options, directory):
         results |= found
         constants |= dict.fromkeys(found, 0.0)  # a constant class is no thing
         title += f"; objects by {options.method} on the {options.mask} classes"
+        if options.left_over == "nearest":
+            title += ", left-over pixels to the nearest"
     table = report.format_metrics(results, constants, per_class_iou, instances)
     scores = {
         "split": options.split,

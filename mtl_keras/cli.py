@@ -348,6 +348,13 @@ class EvaluateOptions:
         "how --instances finds the clusters of votes; see mtl_keras/instances.py",
         choices=("optics", "optics-xi", "hdbscan"),
     )
+    left_over: str = _option(
+        "noise",
+        "what becomes of pixels that --instances finds in no cluster; nearest: each "
+        "goes to the object of its class whose centre is nearest to its vote, as the "
+        "paper has it",
+        choices=("noise", "nearest"),
+    )
 
 
 def parse_options(options_class, argv=None, positional=()):

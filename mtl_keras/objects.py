@@ -36,16 +36,20 @@ class ObjectScore:
         method: str, as for `instances.cluster_offsets`.
         directory: where to keep the predictions as submitted to the benchmark, in
             place of earlier ones. Without it, they are not kept.
+        left_over: str, as for `instances.cluster_offsets`.
 
     Raises:
         UserError: if `directory` holds anything but predictions.
     """
 
-    def __init__(self, num_frames, label_set, mask, method, directory=None):
+    def __init__(
+        self, num_frames, label_set, mask, method, directory=None, left_over="noise"
+    ):
         self.num_frames = num_frames
         self.label_set = label_set
         self.mask = mask
         self.method = method
+        self.left_over = left_over
         self._temporary = tempfile.TemporaryDirectory()
         temporary = pathlib.Path(self._temporary.name)
         self._directories = _Directories(
@@ -81,7 +85,7 @@ class ObjectScore:
             predictions.get("semantic"), instance_ids, self.label_set, self.mask
         )
         jobs = [
-            (self._directories, self.method, frame_id, *maps)
+            (self._directories, self.method, self.left_over, frame_id, *maps)
             for frame_id, *maps in zip(
                 frame_ids, predictions["instance"], classes, probability, instance_ids
             )
@@ -90,11 +94,13 @@ class ObjectScore:
 
     def score(self):
         """Scores all frames; as `score_instances` returns it, and with `mask`,
-        `method` and `upper_bound`, the score of the true votes and classes."""
+        `method`, `left_over` and `upper_bound`, the score of the true votes and
+        classes."""
         directories = self._directories
         return {
             "mask": self.mask,
             "method": self.method,
+            "left_over": self.left_over,
             **score_instances(directories.predictions, directories.truth),
             "upper_bound": score_instances(directories.upper_bound, directories.truth),
         }
@@ -163,12 +169,16 @@ def _remove_predictions(directory):
 
 
 def _decode_frame(job):
-    directories, method, frame_id, offsets, classes, probability, instance_ids = job
-    instances, objects = decode_objects(offsets, classes, probability, method)
+    directories, method, left_over, frame_id, offsets, *maps = job
+    classes, probability, instance_ids = maps
+    instances, objects = decode_objects(
+        offsets, classes, probability, method, left_over=left_over
+    )
     write_prediction(directories.predictions, frame_id, instances, objects)
     write_truth(directories.truth, frame_id, instance_ids)
     offsets, _ = encode_offsets(instance_ids)
     classes = thing_classes(instance_ids // FIRST_INSTANCE_ID)
-    best = decode_objects(offsets, classes, np.ones(classes.shape), method)
+    certain = np.ones(classes.shape)
+    best = decode_objects(offsets, classes, certain, method, left_over=left_over)
     write_prediction(directories.upper_bound, frame_id, *best)
     return instances

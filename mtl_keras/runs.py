@@ -71,6 +71,12 @@ def check_evaluation(options, trained):
                 f"--{name} is about street scenes; {options.run} is a run on "
                 f"{trained.dataset}."
             )
+    for name in ("mask", "method", "left_over"):
+        if getattr(options, name) != getattr(type(options)(), name):
+            if not options.instances:
+                raise UserError(
+                    f"--{name.replace('_', '-')} is about objects; add --instances."
+                )
 
 
 def check_directory(options):

@@ -8,7 +8,7 @@ import pytest
 
 import train
 from mtl_keras import runs
-from mtl_keras.cli import TrainOptions
+from mtl_keras.cli import EvaluateOptions, TrainOptions
 from mtl_keras.errors import BusyError, UserError
 from mtl_keras.problems import open_problem
 from mtl_keras.weighting import FixedWeighting, UncertaintyWeighting
@@ -261,6 +261,16 @@ def test_fixed_weighting():
 def test_options_that_do_not_fit(values, message):
     with pytest.raises(UserError, match=message):
         runs.check_options(TrainOptions(**values))
+
+
+@pytest.mark.parametrize(
+    "values", [{"mask": "truth"}, {"method": "hdbscan"}, {"left_over": "nearest"}]
+)
+def test_how_to_find_objects_needs_instances(values):
+    flag = f"--{next(iter(values)).replace('_', '-')}"
+    with pytest.raises(UserError, match=f"{flag} is about objects; add --instances"):
+        runs.check_evaluation(EvaluateOptions(**values), TrainOptions())
+    runs.check_evaluation(EvaluateOptions(instances=True, **values), TrainOptions())
 
 
 def test_optimizers():

@@ -383,6 +383,18 @@ def test_object_score_deletes_predictions_alone(tmp_path, name):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("left_over, found", [("noise", False), ("nearest", True)])
+def test_left_over_pixels_reach_the_score(left_over, found):
+    ids = TWO_CARS[None]
+    predictions = predict_perfectly(ids)
+    stray = tuple(np.argwhere(ids[0] >= 1000)[0])
+    predictions["instance"][0][stray] += 500
+    with ObjectScore(1, "ids", "truth", "optics", left_over=left_over) as objects:
+        ((_, instances),) = objects.add(["a_0_0"], predictions, ids)
+    assert (instances[stray] > 0) == found
+    assert objects.score()["left_over"] == left_over
+
+
 def test_upper_bound_does_not_depend_on_the_network():
     ids = busy_street()[None]
     predictions = predict_perfectly(ids)
@@ -449,6 +461,15 @@ def test_evaluate_instances(tmp_path):
         assert "AP50 %" in table and "true votes and classes, decoded" in table
         assert (run / "figures" / "instances_val.png").stat().st_size > 10_000
     assert len([*(run / "predictions/val/instances").glob("*.txt")]) == 3
+    left_over = ("--left-over", "nearest")
+    done = call("evaluate.py", run, "--instances", *left_over)
+    assert done.returncode == 0, done.stderr
+    assert "left-over pixels to the nearest" in done.stdout
+    scores = json.loads((run / "metrics.json").read_text())
+    assert scores["instances"]["left_over"] == "nearest"
+    done = call("evaluate.py", run, *left_over)
+    assert done.returncode == 2
+    assert "--left-over is about objects; add --instances." in done.stderr
     done = call("evaluate.py", run, "--instances", "--split", "test")
     assert done.returncode == 0 and "no labels" in done.stdout, done.stderr
     assert (run / "figures" / "instances_test.png").exists()
