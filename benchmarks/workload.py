@@ -31,7 +31,6 @@ def build_trainer(precision="float32", jit=False, **network_options):
     import keras
 
     from mtl_keras import (
-        MaskedLoss,
         MultiTaskTrainer,
         UncertaintyWeighting,
         build_network,
@@ -47,7 +46,7 @@ def build_trainer(precision="float32", jit=False, **network_options):
     }
     trainer = MultiTaskTrainer(
         build_network(num_classes=NUM_CLASSES, **network_options),
-        {task: MaskedLoss(loss) for task, loss in losses.items()},
+        losses,
         UncertaintyWeighting(dict.fromkeys(TASKS, "mtl")),
     )
     jit = jit or keras.backend.backend() == "jax"

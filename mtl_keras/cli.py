@@ -16,6 +16,9 @@ import sys
 from mtl_keras.errors import UserError
 from mtl_keras.recipes import DATASETS, RECIPES, SCENE_TASKS, TABLES
 
+# Runs of version 1 have half the instance loss, and sigmas stored by position.
+OPTIONS_VERSION = 2
+
 TASKS = tuple(dict.fromkeys(task for tasks in DATASETS.values() for task in tasks))
 
 
@@ -416,9 +419,8 @@ def parse_given(options_class, argv=None, recipes=None, positional=()):
 
 def write_options(options, path):
     """Writes options as JSON."""
-    path.write_text(
-        json.dumps(dataclasses.asdict(options), indent=2) + "\n", encoding="utf-8"
-    )
+    values = {"version": OPTIONS_VERSION, **dataclasses.asdict(options)}
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def read_options(options_class, path):
@@ -435,16 +437,24 @@ def read_options(options_class, path):
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        version = values.pop("version", 1)
         values = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in values.items()
         }
-        return options_class(**values)
+        options = options_class(**values)
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} does not hold the options of a run ({error}); restore the file "
             "or train into another directory."
         ) from error
+    if version != OPTIONS_VERSION:
+        raise UserError(
+            f"{path.parent} is a run of another version of this package, which means "
+            "something else by the same options; train it again in another directory, "
+            "or go on with that version."
+        )
+    return options
 
 
 def differing_options(first, second, ignored=()):

@@ -12,7 +12,7 @@ import keras
 from mtl_keras import data, datasets, metrics, small_images
 from mtl_keras.cityscapes import LABEL_SETS
 from mtl_keras.errors import UserError
-from mtl_keras.losses import L1Norm, MaskedLoss
+from mtl_keras.losses import L1Norm
 from mtl_keras.model import build_network
 from mtl_keras.report import Gallery
 
@@ -95,7 +95,7 @@ class Scenes:
             "instance": L1Norm(),
             "depth": keras.losses.MeanAbsoluteError(),
         }
-        return {task: MaskedLoss(losses[task]) for task in self.options.tasks}
+        return {task: losses[task] for task in self.options.tasks}
 
     def make_metrics(self):
         return {

@@ -11,7 +11,6 @@ import keras
 import numpy as np
 
 from mtl_keras.errors import UserError
-from mtl_keras.losses import MaskedLoss
 from mtl_keras.pipelines import without_autotuning
 from mtl_keras.recipes import SMALL_IMAGE_TASKS
 
@@ -291,7 +290,7 @@ def make_losses(tasks):
         "class": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         "reconstruction": keras.losses.MeanAbsoluteError(),
     }
-    return {task: MaskedLoss(losses[task]) for task in tasks}
+    return {task: losses[task] for task in tasks}
 
 
 def make_metrics(task):

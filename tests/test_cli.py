@@ -186,10 +186,18 @@ def test_options_that_cannot_be_read(tmp_path):
 
 
 def test_missing_options_take_their_defaults(tmp_path):
-    """Runs of an older version, before an option existed, can be read."""
+    """Runs from before an option existed can be read."""
     path = tmp_path / "options.json"
-    path.write_text(json.dumps({"epochs": 3}))
+    path.write_text(json.dumps({"version": cli.OPTIONS_VERSION, "epochs": 3}))
     assert cli.read_options(TrainOptions, path) == TrainOptions(epochs=3)
+
+
+@pytest.mark.parametrize("version", [{}, {"version": cli.OPTIONS_VERSION + 1}])
+def test_runs_in_which_options_meant_something_else_are_refused(version, tmp_path):
+    path = tmp_path / "options.json"
+    path.write_text(json.dumps({**version, "epochs": 3}))
+    with pytest.raises(UserError, match=f"{tmp_path} is a run of another version"):
+        cli.read_options(TrainOptions, path)
 
 
 def test_differing_options():

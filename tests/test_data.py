@@ -6,7 +6,7 @@ from conftest import TREE_IMAGE_SIZE
 
 from mtl_keras import data, datasets
 from mtl_keras.frames import resize_frame
-from mtl_keras.losses import L1Norm, MaskedLoss
+from mtl_keras.losses import L1Norm
 from mtl_keras.model import build_network
 from mtl_keras.training import MultiTaskTrainer
 from mtl_keras.weighting import UncertaintyWeighting
@@ -274,9 +274,9 @@ def test_training_survives_frames_without_a_target():
     trainer = MultiTaskTrainer(
         network,
         {
-            "semantic": MaskedLoss(cross_entropy),
-            "instance": MaskedLoss(L1Norm()),
-            "depth": MaskedLoss(keras.losses.MeanAbsoluteError()),
+            "semantic": cross_entropy,
+            "instance": L1Norm(),
+            "depth": keras.losses.MeanAbsoluteError(),
         },
         UncertaintyWeighting(
             {"semantic": "softmax", "instance": "laplace", "depth": "laplace"}

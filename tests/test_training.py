@@ -249,9 +249,7 @@ def test_outputs_without_a_loss_are_not_trained():
 
 def test_a_task_masked_in_a_batch_stays_where_it_is():
     x, targets = make_data()
-    trainer = build_trainer(
-        losses={task: MaskedLoss(loss) for task, loss in task_losses().items()}
-    )
+    trainer = build_trainer()
     trainer.compile(keras.optimizers.SGD(0.1))
     head = trainer.network.get_layer("weight")
     before, starts = head.get_weights(), log_variances(trainer)
@@ -275,7 +273,6 @@ def test_results_do_not_depend_on_the_batches(batch_size):
         "kind": (np.arange(24) > 9).astype("float32"),  # none in the first batch
     }
     trainer = build_trainer(
-        losses={task: MaskedLoss(loss) for task, loss in task_losses().items()},
         task_metrics={
             "height": [keras.metrics.RootMeanSquaredError(name="rms")],
             "kind": [keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
@@ -1070,7 +1067,7 @@ def test_a_tiny_set_can_be_overfit():
 BACKEND_SCRIPT = """
 import sys
 import keras, numpy as np
-from mtl_keras import MaskedLoss, MultiTaskTrainer, UncertaintyWeighting, build_network
+from mtl_keras import MultiTaskTrainer, UncertaintyWeighting, build_network
 path, policy = sys.argv[1:]
 keras.config.set_dtype_policy(policy)
 rng = np.random.default_rng(0)
@@ -1096,7 +1093,7 @@ losses = {
 }
 trainer = MultiTaskTrainer(
     network,
-    {task: MaskedLoss(loss) for task, loss in losses.items()},
+    losses,
     UncertaintyWeighting(
         {"semantic": "softmax", "instance": "laplace", "depth": "laplace"}
     ),
