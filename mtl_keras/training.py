@@ -138,7 +138,7 @@ class MultiTaskTrainer(keras.Model):
     def call(self, x, training=None):
         return self.network(x, training=training)
 
-    def compile(self, optimizer="adam", sigma_optimizer=None, **kwargs):
+    def compile(self, optimizer="adam", loss=None, *, sigma_optimizer=None, **kwargs):
         """Configures training, as `keras.Model.compile` without losses.
 
         The weights of the weighting have an optimizer of their own, see
@@ -151,6 +151,7 @@ class MultiTaskTrainer(keras.Model):
 
         Args:
             optimizer: of the network, as in `keras.Model.compile`.
+            loss: `None`; the losses are arguments of the trainer.
             sigma_optimizer: optional, of the weights of the weighting. Defaults to a
                 copy of `optimizer` with `sigma_learning_rate_factor` times its
                 learning rate.
@@ -160,6 +161,7 @@ class MultiTaskTrainer(keras.Model):
             ValueError: for losses and metrics, which are arguments of the trainer,
                 and for an optimizer that cannot be copied.
         """
+        kwargs["loss"] = loss
         for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
             if kwargs.pop(name, None):
                 raise ValueError(
@@ -179,12 +181,9 @@ class MultiTaskTrainer(keras.Model):
             )
         strategy = getattr(self, "distribute_strategy", None)  # of TensorFlow
         if strategy is not None and strategy.num_replicas_in_sync > 1:
-            for name in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
-                if getattr(inner, name):
-                    raise ValueError(
-                        f"Keras has no `{name}` on several replicas of tf.distribute; "
-                        "leave it out, or train on JAX with keras.distribution."
-                    )
+            _check_replicated(inner)
+            if sigma_optimizer:
+                _check_replicated(keras.optimizers.get(sigma_optimizer))
         if inner.weight_decay is not None:
             inner.exclude_from_weight_decay(
                 var_list=[
@@ -231,19 +230,32 @@ class MultiTaskTrainer(keras.Model):
 
     def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
         logs = super().train_on_batch(x, y, sample_weight, **kwargs)
-        self._check_lowest_losses()
+        self._check_epoch()
         return logs
 
     def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
         logs = super().test_on_batch(x, y, sample_weight, **kwargs)
-        self._check_lowest_losses()
+        self._check_epoch()
         return logs
 
     def make_train_function(self, force=False):
         # Variables that appear while a step is traced make TensorFlow trace it twice.
         if not self.optimizer.built and self.network.built:
             self.optimizer.build(self.trainable_variables)
-        return super().make_train_function(force)
+        super().make_train_function(force)
+        step = self.train_function
+
+        def first_step(*args):
+            # Later losses are looked at when an epoch ends.
+            self.train_function = step
+            result = step(*args)
+            logs = result[0] if isinstance(result, tuple) else result  # JAX: and state
+            self._check_signs({t: logs[f"{t}/loss"] for t in self.task_losses})
+            return result
+
+        if not getattr(step, "is_checked", False):
+            step.is_checked = True
+            self.train_function = first_step
 
     def export(self, filepath, *args, **kwargs):
         """Exports the network, as `keras.Model.export`: no sigma is part of it."""
@@ -264,8 +276,8 @@ class MultiTaskTrainer(keras.Model):
             present[task] = ops.cast(count > 0, "float32")
             self.loss_trackers[task].update_state(losses[task], sample_weight=count)
             self.lowest_trackers[task].update_state(losses[task])
-        size = ops.cast(ops.shape(keras.tree.flatten(x)[0])[0], "float32")
-        size = sum_over_replicas(size)
+        first = next(part for part in keras.tree.flatten(x) if part is not None)
+        size = sum_over_replicas(ops.cast(ops.shape(first)[0], "float32"))
         total = self.weighting(losses, present=present, training=training)
         # Regularizers, and what layers of the network add.
         penalty = ops.zeros_like(total)
@@ -392,17 +404,22 @@ class MultiTaskTrainer(keras.Model):
     def _get_metrics_result_or_logs(self, logs):
         # At the end of an epoch or of an evaluation. Total, sigmas and weights are
         # those of the last step; the metrics of all replicas are to be had only here.
-        self._check_lowest_losses()
+        self._check_epoch()
         results = self.get_metrics_result()
         own = {k: v for k, v in logs.items() if k == "loss" or k not in results}
         return {**results, **own}
 
-    def _check_lowest_losses(self):
-        """Names the task whose loss was negative, or, once, whose `s` is on a bound."""
+    def _check_signs(self, losses):
+        """Names a task whose loss is negative."""
+        if hasattr(self.weighting, "log_variances"):
+            for task, loss in losses.items():
+                check_loss(task, loss)
+
+    def _check_epoch(self):
+        """Names a task whose loss was negative, or, once, whose `s` is on a bound."""
         if not hasattr(self.weighting, "log_variances"):
             return
-        for task, tracker in self.lowest_trackers.items():
-            check_loss(task, tracker.result())
+        self._check_signs({t: low.result() for t, low in self.lowest_trackers.items()})
         low, high = self.weighting.bounds
         for task, s in self.weighting.log_variances.items():
             value = float(ops.convert_to_numpy(s))
@@ -629,6 +646,23 @@ def _check_metrics(task_metrics):
                 )
             owners[id(metric)] = task
             names.append(metric.name)
+
+
+def _check_replicated(optimizer):
+    """Raises `ValueError` for what Keras cannot do on several replicas, or does for
+    each replica by itself."""
+    for name in (
+        "gradient_accumulation_steps",
+        "ema_overwrite_frequency",
+        "clipnorm",
+        "global_clipnorm",
+        "clipvalue",
+    ):
+        if getattr(optimizer, name):
+            raise ValueError(
+                f"Keras has no `{name}` of the gradient of all replicas of "
+                "tf.distribute; leave it out, or train on JAX with keras.distribution."
+            )
 
 
 def _check_weighting(weighting, tasks):
