@@ -184,7 +184,12 @@ class MultiTaskTrainer(keras.Model):
             _check_replicated(inner)
             if sigma_optimizer:
                 _check_replicated(keras.optimizers.get(sigma_optimizer))
-        if inner.weight_decay is not None:
+        if inner.weight_decay:
+            if not self.network.built:
+                raise ValueError(
+                    "Weight decay is restricted to kernels, which the network does not "
+                    "have before it is built; call it on a batch before `compile`."
+                )
             inner.exclude_from_weight_decay(
                 var_list=[
                     variable
@@ -202,6 +207,8 @@ class MultiTaskTrainer(keras.Model):
             )
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer.inner_optimizer = inner
+            if optimizer.built:
+                inner.build(self.trainable_variables)
         else:
             optimizer = inner
         super().compile(optimizer=optimizer, **kwargs)
@@ -242,6 +249,7 @@ class MultiTaskTrainer(keras.Model):
         # Variables that appear while a step is traced make TensorFlow trace it twice.
         if not self.optimizer.built and self.network.built:
             self.optimizer.build(self.trainable_variables)
+        before = self.train_function
         super().make_train_function(force)
         step = self.train_function
 
@@ -253,8 +261,7 @@ class MultiTaskTrainer(keras.Model):
             self._check_signs({t: logs[f"{t}/loss"] for t in self.task_losses})
             return result
 
-        if not getattr(step, "is_checked", False):
-            step.is_checked = True
+        if step is not before:
             self.train_function = first_step
 
     def export(self, filepath, *args, **kwargs):

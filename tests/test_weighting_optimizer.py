@@ -433,3 +433,30 @@ def test_swapped_averages():
         callbacks=[keras.callbacks.SwapEMAWeights()],
     )
     assert all(math.isfinite(s) for s in log_variances(trainer).values())
+
+
+def test_weight_decay_of_an_unbuilt_network_is_refused():
+    trainer = MultiTaskTrainer(
+        keras.Sequential([keras.layers.Dense(1)]),
+        {"height": "mse"},
+        UncertaintyWeighting({"height": "gaussian"}),
+    )
+    with pytest.raises(ValueError, match="call it on a batch before `compile`"):
+        trainer.compile(keras.optimizers.AdamW(0.01))
+    trainer.compile(keras.optimizers.Adam(0.01))
+
+
+def test_a_loss_scale_optimizer_that_was_built_before():
+    inner = keras.optimizers.SGD(0.01, momentum=0.9)
+    optimizer = keras.optimizers.LossScaleOptimizer(inner, 2.0**10)
+    trainer = MultiTaskTrainer(
+        build_network(),
+        {"height": "mse", "weight": "mae"},
+        UncertaintyWeighting(LIKELIHOODS, STARTS),
+    )
+    optimizer.build(trainer.trainable_variables)
+    trainer.compile(optimizer)
+    assert trainer.optimizer is optimizer
+    losses, found = train(trainer, 2)
+    rate = 0.01 * trainer.sigma_learning_rate_factor
+    assert_follows(found, follow(keras.optimizers.SGD(rate, momentum=0.9), losses))
