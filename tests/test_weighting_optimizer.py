@@ -460,3 +460,13 @@ def test_a_loss_scale_optimizer_that_was_built_before():
     losses, found = train(trainer, 2)
     rate = 0.01 * trainer.sigma_learning_rate_factor
     assert_follows(found, follow(keras.optimizers.SGD(rate, momentum=0.9), losses))
+
+
+def test_a_sigma_optimizer_that_decays_is_refused():
+    with pytest.raises(ValueError, match="no weight decay.*0.004"):
+        build_trainer("adam", sigma_optimizer=keras.optimizers.AdamW(0.01))
+
+
+def test_a_learning_rate_that_is_a_function():
+    losses, found = train(build_trainer(keras.optimizers.SGD(lambda: 0.01)), 3)
+    assert_follows(found, follow(keras.optimizers.SGD(0.01 * FACTOR), losses))
