@@ -50,6 +50,7 @@ CORE_TESTS = (
     "optimizers",
     "streets",
     "training",
+    "weighting_optimizer",
 )
 if keras.backend.backend() != "tensorflow":
     collect_ignore = [
