@@ -8,9 +8,10 @@
 - Tell the weighting which tasks have labels in the batch: `present`. A task without
   any adds neither loss nor regularizer, but the optimizer's momentum would still move
   its `s`, so this is put back.
-- Let every `s` start at the equilibrium of its task's first loss. With `training=True`
-  the weighting assigns it, which a compiled function would lose, so it is called
-  before the first step, on batches until every task has had labels. Or choose the
+- Let every `s` start where it belongs, at the equilibrium of its task's loss. The
+  weighting does this when called with `training=True`: here once, with the losses of a
+  sample that has labels of every task. (The first batch is too small. By luck its loss
+  may be near 0, and an `s` that starts too low takes long to return.) Or choose the
   starts, with `initial_log_variance`.
 - Give the sigmas a learning rate of their own. Adam moves a weight by at most the
   learning rate per step, too little for a log variance that has far to go.
@@ -41,9 +42,12 @@ from mtl_keras import UncertaintyWeighting  # noqa: E402
 
 def main(argv=None):
     seed = noisy_lines.parse_seed(__doc__, argv)
-    batches = list(make_batches(noisy_lines.make_data(seed), seed))
+    data = noisy_lines.make_data(seed)
+    network = noisy_lines.build_network()
     weighting = UncertaintyWeighting(noisy_lines.LIKELIHOODS)
-    train(noisy_lines.build_network(), weighting, batches, len(batches))
+    start(network, weighting, *noisy_lines.take_sample(data))
+    batches = list(make_batches(data, seed))
+    train(network, weighting, batches, len(batches))
     sigmas = weighting.sigmas()
     noisy_lines.print_sigmas(sigmas)
     return sigmas
@@ -69,9 +73,14 @@ def compute_losses(outputs, targets, masks):
     return losses, {task: jnp.any(masks[task]) for task in LOSSES}
 
 
+def start(network, weighting, x, targets, masks):
+    """Starts every `s` at the equilibrium of its task's loss on a sample."""
+    losses, present = compute_losses(network(x), targets, masks)
+    weighting(losses, present=present, training=True)
+
+
 def train(network, weighting, batches, steps):
-    """Trains `network` and `weighting` together, on a list of `steps` batches."""
-    start(network, weighting, batches)
+    """Trains `network` and `weighting` together, on `steps` batches."""
     # Two optimizers: one rate for the network, one for the sigmas. Both fall to 0, so
     # that the sigmas come to rest.
     optimizer, sigma_optimizer = (
@@ -108,13 +117,12 @@ def train(network, weighting, batches, steps):
             compute_gradients(weights, sigmas, statistics, x, targets, masks)
         )
         weights, slots = optimizer.stateless_apply(slots, gradients, weights)
-        before = sigmas
-        sigmas, sigma_slots = sigma_optimizer.stateless_apply(
+        moved, sigma_slots = sigma_optimizer.stateless_apply(
             sigma_slots, sigma_gradients, sigmas
         )
         sigmas = [
             jnp.where(present[task], new, old)
-            for task, new, old in zip(weighting.log_variances, sigmas, before)
+            for task, new, old in zip(weighting.log_variances, moved, sigmas)
         ]
         return (weights, statistics, sigmas, slots, sigma_slots), losses
 
@@ -128,17 +136,6 @@ def train(network, weighting, batches, steps):
     for group, values in zip(variables, state):
         for variable, value in zip(group, values):
             variable.assign(value)
-
-
-def start(network, weighting, batches):
-    """Starts every `s` at the equilibrium of its task's first loss."""
-    waiting = set(LOSSES)
-    for x, targets, masks in batches:
-        losses, present = compute_losses(network(x), targets, masks)
-        weighting(losses, present=present, training=True)
-        waiting -= {task for task, here in present.items() if here}
-        if not waiting:
-            return
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@
 - Tell the weighting which tasks have labels in the batch: `present`. A task without
   any adds neither loss nor regularizer, but the optimizer's momentum would still move
   its `s`, so this is put back.
-- Let every `s` start at the equilibrium of its task's first loss: `training=True`. It
-  may be given at every step, and a task whose labels come late starts late. Or choose
-  the starts, with `initial_log_variance`.
+- Let every `s` start where it belongs, at the equilibrium of its task's loss. The
+  weighting does this when called with `training=True`: here once, with the losses of a
+  sample that has labels of every task. (The first batch is too small. By luck its loss
+  may be near 0, and an `s` that starts too low takes long to return.) Or choose the
+  starts, with `initial_log_variance`.
 - Give the sigmas a learning rate of their own. Adam moves a weight by at most the
   learning rate per step, too little for a log variance that has far to go.
 - Decay no `s`. Here nothing is decayed; with `weight_decay`, leave it out for the
@@ -37,9 +39,12 @@ from mtl_keras import UncertaintyWeighting  # noqa: E402
 
 def main(argv=None):
     seed = noisy_lines.parse_seed(__doc__, argv)
-    batches = make_batches(noisy_lines.make_data(seed), seed)
+    data = noisy_lines.make_data(seed)
+    network = noisy_lines.build_network()
     weighting = UncertaintyWeighting(noisy_lines.LIKELIHOODS)
-    train(noisy_lines.build_network(), weighting, batches, len(batches))
+    start(network, weighting, *noisy_lines.take_sample(data))
+    batches = make_batches(data, seed)
+    train(network, weighting, batches, len(batches))
     sigmas = weighting.sigmas()
     noisy_lines.print_sigmas(sigmas)
     return sigmas
@@ -51,6 +56,21 @@ def make_batches(data, seed):
     dataset = dataset.shuffle(len(data[0]), seed)
     dataset = dataset.batch(noisy_lines.BATCH_SIZE, drop_remainder=True)
     return dataset.repeat(noisy_lines.EPOCHS)
+
+
+def compute_losses(outputs, targets, masks):
+    """The loss of every task, and whether it has labels in the batch."""
+    losses = {
+        task: loss(targets[task], outputs[task], masks[task])
+        for task, loss in LOSSES.items()
+    }
+    return losses, {task: tf.reduce_any(masks[task]) for task in LOSSES}
+
+
+def start(network, weighting, x, targets, masks):
+    """Starts every `s` at the equilibrium of its task's loss on a sample."""
+    losses, present = compute_losses(network(x), targets, masks)
+    weighting(losses, present=present, training=True)
 
 
 def train(network, weighting, batches, steps):
@@ -68,22 +88,17 @@ def train(network, weighting, batches, steps):
     @tf.function
     def train_step(x, targets, masks):
         weights, sigmas = network.trainable_variables, weighting.trainable_variables
-        present = {task: tf.reduce_any(masks[task]) for task in LOSSES}
         with tf.GradientTape() as tape:
             outputs = network(x, training=True)
-            losses = {
-                task: loss(targets[task], outputs[task], masks[task])
-                for task, loss in LOSSES.items()
-            }
-            total = weighting(losses, present=present, training=True)
+            losses, present = compute_losses(outputs, targets, masks)
+            total = weighting(losses, present=present)
             total += sum(network.losses)  # its regularizers, if it has any
         gradients, sigma_gradients = tape.gradient(total, [weights, sigmas])
-        before = {
-            task: tf.identity(s.value) for task, s in weighting.log_variances.items()
-        }
         optimizer.apply(gradients, weights)
+        log_variances = weighting.log_variances
+        before = {task: tf.identity(s.value) for task, s in log_variances.items()}
         sigma_optimizer.apply(sigma_gradients, sigmas)
-        for task, s in weighting.log_variances.items():
+        for task, s in log_variances.items():
             s.assign(tf.where(present[task], s.value, before[task]))
         return losses
 

@@ -8,9 +8,11 @@
 - Tell the weighting which tasks have labels in the batch: `present`. A task without
   any adds neither loss nor regularizer, but the optimizer's momentum would still move
   its `s`, so this is put back.
-- Let every `s` start at the equilibrium of its task's first loss: `training=True`. It
-  may be given at every step, and a task whose labels come late starts late. Or choose
-  the starts, with `initial_log_variance`.
+- Let every `s` start where it belongs, at the equilibrium of its task's loss. The
+  weighting does this when called with `training=True`: here once, with the losses of a
+  sample that has labels of every task. (The first batch is too small. By luck its loss
+  may be near 0, and an `s` that starts too low takes long to return.) Or choose the
+  starts, with `initial_log_variance`.
 - Give the sigmas a parameter group of their own. Its learning rate is larger, since
   Adam moves a weight by at most the learning rate per step, too little for a log
   variance that has far to go; and it has no weight decay, which would pull every sigma
@@ -38,9 +40,12 @@ WEIGHT_DECAY = 1e-4
 
 def main(argv=None):
     seed = noisy_lines.parse_seed(__doc__, argv)
-    batches = make_batches(noisy_lines.make_data(seed), seed)
+    data = noisy_lines.make_data(seed)
+    network = noisy_lines.build_network()
     weighting = UncertaintyWeighting(noisy_lines.LIKELIHOODS)
-    train(noisy_lines.build_network(), weighting, batches, noisy_lines.EPOCHS)
+    start(network, weighting, *noisy_lines.take_sample(data))
+    batches = make_batches(data, seed)
+    train(network, weighting, batches, noisy_lines.EPOCHS)
     sigmas = weighting.sigmas()
     noisy_lines.print_sigmas(sigmas)
     return sigmas
@@ -58,22 +63,34 @@ def make_batches(data, seed):
     )
 
 
+def compute_losses(outputs, targets, masks):
+    """The loss of every task, and whether it has labels in the batch."""
+    losses = {
+        task: loss(targets[task], outputs[task], masks[task])
+        for task, loss in LOSSES.items()
+    }
+    return losses, {task: masks[task].any() for task in LOSSES}
+
+
+def start(network, weighting, x, targets, masks):
+    """Starts every `s` at the equilibrium of its task's loss on a sample."""
+    losses, present = compute_losses(network(x), targets, masks)
+    weighting(losses, present=present, training=True)
+
+
 def train(network, weighting, batches, epochs):
     """Trains `network` and `weighting` together, `epochs` times on all batches."""
-    sigmas = [variable.value for variable in weighting.trainable_variables]
-    weights = [variable.value for variable in network.trainable_variables]
+    kernels = [weight for weight in network.parameters() if weight.ndim > 1]
+    others = [weight for weight in network.parameters() if weight.ndim <= 1]
+    sigmas = [s.value for s in weighting.log_variances.values()]
+    sigma_rate = noisy_lines.SIGMA_LEARNING_RATE
     optimizer = torch.optim.AdamW(
         [
-            {"params": [w for w in weights if w.ndim > 1]},
-            {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
-            {
-                "params": sigmas,
-                "lr": noisy_lines.SIGMA_LEARNING_RATE,
-                "weight_decay": 0.0,
-            },
+            {"params": kernels, "weight_decay": WEIGHT_DECAY},
+            {"params": others, "weight_decay": 0.0},
+            {"params": sigmas, "weight_decay": 0.0, "lr": sigma_rate},
         ],
         lr=noisy_lines.LEARNING_RATE,
-        weight_decay=WEIGHT_DECAY,
     )
     # The rates fall to 0, so that the sigmas come to rest.
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
@@ -92,13 +109,9 @@ def train_step(network, weighting, optimizer, x, targets, masks):
     x, targets, masks = keras.tree.map_structure(  # to the device of Keras
         keras.ops.convert_to_tensor, (x, targets, masks)
     )
-    present = {task: masks[task].any() for task in LOSSES}
     outputs = network(x, training=True)
-    losses = {
-        task: loss(targets[task], outputs[task], masks[task])
-        for task, loss in LOSSES.items()
-    }
-    total = weighting(losses, present=present, training=True)
+    losses, present = compute_losses(outputs, targets, masks)
+    total = weighting(losses, present=present)
     total = total + sum(network.losses)  # its regularizers, if it has any
     optimizer.zero_grad()
     total.backward()
