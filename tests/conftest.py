@@ -41,6 +41,7 @@ from mtl_keras import streets  # noqa: E402
 CORE_TESTS = (
     "batch_norm",
     "cityscapes",
+    "examples",
     "instances",
     "layers",
     "layout",
