@@ -37,12 +37,20 @@ def main(argv=None):
         parser.error(f"--seed must be 0 or more and below 2^32, not {options.seed}")
     keras.utils.set_random_seed(options.seed)
 
+    try:
+        network = build_network(options.weights)
+    except Exception as error:  # of a failed download Keras raises nothing narrower
+        if not options.weights:
+            raise
+        reason = str(error).splitlines()[0]
+        parser.error(f"cannot download the weights ({reason}); leave out --weights")
+
     rng = np.random.default_rng(options.seed)
     pictures, targets = make_pictures(rng, 3000)
     held_out = make_pictures(rng, 300)
 
     trainer = MultiTaskTrainer(
-        build_network(options.weights),
+        network,
         losses={
             "shape": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             "box": keras.losses.MeanAbsoluteError(),

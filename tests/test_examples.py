@@ -175,6 +175,17 @@ def test_applications_learns_shapes_and_boxes(capsys):
     )
 
 
+def test_a_failed_download_is_explained(monkeypatch, capsys):
+    def offline(**_):
+        raise Exception("URL fetch failure: Name or service not known")
+
+    monkeypatch.setattr(keras.applications, "MobileNet", offline)
+    with pytest.raises(SystemExit) as caught:
+        applications.main(["--weights", "imagenet"])
+    assert caught.value.code == 2
+    assert "not known); leave out --weights" in capsys.readouterr().err
+
+
 def test_iou_of_boxes():
     """2x2 and 2x2 share 1 of 7; equal; apart; and a box turned inside out."""
     truth = np.array([[0, 0, 2, 2]] * 4)
