@@ -35,6 +35,8 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="of noise and network")
     parser.add_argument("--plot", metavar="PNG", help="where to draw the sigmas")
     options = parser.parse_args(argv)
+    if not 0 <= options.seed < 2**32:
+        parser.error(f"--seed must be 0 or more and below 2^32, not {options.seed}")
     keras.utils.set_random_seed(options.seed)
 
     x = np.random.normal(size=(2000, 1))

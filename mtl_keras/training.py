@@ -280,7 +280,7 @@ class MultiTaskTrainer(keras.Model):
             )
             # Global values: every replica tracks, and logs, the same.
             losses[task], count = mean_over_replicas(total, count)
-            present[task] = ops.cast(count > 0, "float32")
+            present[task] = count
             self.loss_trackers[task].update_state(losses[task], sample_weight=count)
             self.lowest_trackers[task].update_state(losses[task])
         first = next(part for part in keras.tree.flatten(x) if part is not None)
@@ -363,33 +363,34 @@ class MultiTaskTrainer(keras.Model):
             self.weighting, "log_variances"
         ):
             return None
+        weighting = self.weighting
         copies = [
             {task: ops.copy(variable) for task, variable in variables.items()}
-            for variables in (self.weighting.log_variances, self.weighting.starts)
+            for variables in (weighting.log_variances, weighting.first_counts)
         ]
         return ops.copy(self._sigma_optimizer.iterations), *copies
 
     def _after_step(self, before):
-        """Puts absent tasks back, starts those that begin, and returns the logs."""
+        """Puts absent tasks back, moves those that start, and returns the logs."""
         weighting, optimizer = self.weighting, self._sigma_optimizer
         if before is not None:
-            iterations, log_variances, starts = before
+            iterations, log_variances, first_counts = before
             is_updated = ops.not_equal(optimizer.iterations, iterations)
             for task, s in weighting.log_variances.items():
-                start = ops.convert_to_tensor(weighting.starts[task])
-                seen = ops.convert_to_tensor(weighting.seen[task])
                 # Of an absent task: momentum would move it on. `seen` looks back to the
                 # last update, which several batches may make together.
+                seen = ops.convert_to_tensor(weighting.seen[task])
                 value = ops.convert_to_tensor(s)
-                value = ops.where(seen > 0, value, log_variances[task])
-                # What the forward pass of JAX assigns to trainable weights is lost.
-                is_first = ops.not_equal(ops.isnan(start), ops.isnan(starts[task]))
-                s.assign(ops.where(is_first, start, value))
+                s.assign(ops.where(seen > 0, value, log_variances[task]))
                 weighting.seen[task].assign(ops.where(is_updated, 0.0, seen))
+                # What the forward pass of JAX assigns to trainable weights is lost.
+                count = ops.convert_to_tensor(weighting.first_counts[task])
+                starts = ops.not_equal(count, first_counts[task])
+                weighting.move_to_start(task, starts)
                 if optimizer.use_ema:
                     average = self._average_of(s)
                     value = ops.convert_to_tensor(average)
-                    average.assign(ops.where(is_first, start, value))
+                    average.assign(ops.where(starts, ops.convert_to_tensor(s), value))
         return weighting.logs() if hasattr(weighting, "logs") else {}
 
     def _average_of(self, s):
@@ -401,10 +402,7 @@ class MultiTaskTrainer(keras.Model):
 
     def _total_of_split(self):
         losses = {task: t.result() for task, t in self.loss_trackers.items()}
-        present = {
-            task: ops.cast(tracker.count > 0, "float32")
-            for task, tracker in self.loss_trackers.items()
-        }
+        present = {task: t.count for task, t in self.loss_trackers.items()}
         total = self.weighting(losses, present=present, training=False)
         return total + ops.cast(self.penalty_tracker.result(), total.dtype)
 

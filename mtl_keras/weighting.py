@@ -1,6 +1,5 @@
 """Weighting of task losses, learned or fixed."""
 
-import math
 import urllib.parse
 from typing import NamedTuple
 
@@ -23,6 +22,10 @@ LIKELIHOODS = {
     "laplace": Likelihood(a=1.0, c=1.0, sigma_power=1),  # -log p of Laplace(0, b)
     "mtl": Likelihood(a=0.5, c=1.0, sigma_power=2),  # the original's code
 }
+
+# An equilibrium is found from so many elements at least. The mean of one or two may be
+# tiny by chance; the next losses would then have enormous gradients.
+FIRST_ELEMENTS = 8
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
@@ -52,8 +55,10 @@ class UncertaintyWeighting(keras.layers.Layer):
             `"laplace"` or `"mtl"`.
         initial_log_variance: optional float, or dict of floats by task. Start
             value of every `s`. A task without one starts at the equilibrium of its
-            first loss in training, whatever the units of its targets: `s` is 0 until
-            then, and for good if the layer is never called with `training=True`.
+            first loss in training, whatever the units of its targets; if that is the
+            mean of fewer than 8 elements, at that of the first losses until they are.
+            `s` is 0 before, and for good if the layer is never called with
+            `training=True`.
         bounds: pair of float. `s` stays between them; with the default, weights
             between 1e-13 and 1e13. They are a constraint of the variables, which
             every optimizer of Keras respects. Defaults to `(-30.0, 30.0)`.
@@ -62,8 +67,8 @@ class UncertaintyWeighting(keras.layers.Layer):
     Call arguments:
         losses: dict of scalar tensors. The keys are tasks of `likelihoods`; a
             task that is left out contributes nothing.
-        present: optional dict of scalars, 1 or 0 by task. A task with 0 (no
-            valid target in this batch) contributes neither its loss nor its
+        present: optional dict of scalars by task, how many valid elements its loss
+            is the mean of. A task with 0 contributes neither its loss nor its
             regularizer.
         training: optional bool. Whether tasks that have not begun start now.
 
@@ -115,7 +120,8 @@ class UncertaintyWeighting(keras.layers.Layer):
                     f"`initial_log_variance` of task {task!r} must lie within the "
                     f"`bounds`, {low} to {high}. Received: {start}"
                 )
-        self.log_variances, self.starts, self.seen = {}, {}, {}
+        self.log_variances, self.seen = {}, {}
+        self.first_totals, self.first_counts = {}, {}
         # Optimizers store their state by position, so this does not depend on the
         # order in which the tasks are named.
         for task in sorted(self.likelihoods, key=str):
@@ -125,9 +131,14 @@ class UncertaintyWeighting(keras.layers.Layer):
                 0.0 if start is None else start,
                 constraint=_Bounds(*self.bounds),
             )
-            # Where `s` started; NaN if it has not.
-            self.starts[task] = self._add_scalar(
-                f"{task}_start", math.nan if start is None else start, trainable=False
+            # The losses that `s` starts from: their sum over the elements.
+            self.first_totals[task] = self._add_scalar(
+                f"{task}_first_total", 0.0, trainable=False
+            )
+            self.first_counts[task] = self._add_scalar(
+                f"{task}_first_count",
+                0.0 if start is None else FIRST_ELEMENTS,
+                trainable=False,
             )
             # Whether the task was present since the last update of `s`.
             self.seen[task] = self._add_scalar(f"{task}_seen", 0.0, trainable=False)
@@ -154,28 +165,43 @@ class UncertaintyWeighting(keras.layers.Layer):
         for task, loss in losses.items():
             loss = _as_float(loss)
             check_loss(task, loss)
-            here = ops.ones_like(loss) if present is None else present[task]
-            here = ops.cast(here, loss.dtype)
+            count = FIRST_ELEMENTS if present is None else present[task]
+            count = ops.cast(count, loss.dtype)
             if training and self.trainable:
-                self._start(task, loss, here)
+                self._start(task, ops.stop_gradient(loss), count)
             a, c, _ = LIKELIHOODS[self.likelihoods[task]]
             s = ops.cast(self.log_variances[task], loss.dtype)
-            total += (a * ops.exp(-s) * loss + c * s) * here
+            term = a * ops.exp(-s) * loss + c * s
+            total += term * ops.cast(count > 0, loss.dtype)
         return total
 
-    def _start(self, task, loss, here):
-        """Lets a task begin at the equilibrium of its first loss that has one."""
-        s, start, seen = self.log_variances[task], self.starts[task], self.seen[task]
-        here = ops.cast(here, "float32")
-        seen.assign(ops.maximum(seen, here))
+    def _start(self, task, loss, count):
+        """Takes note of a task that is present, and moves `s` while it starts."""
+        loss, count = ops.cast(loss, "float32"), ops.cast(count, "float32")
+        seen = self.seen[task]
+        seen.assign(ops.maximum(seen, ops.cast(count > 0, "float32")))
+        counts = self.first_counts[task]
+        has_begun = ops.convert_to_tensor(counts) >= FIRST_ELEMENTS
+        counts_for_it = (count > 0) & (loss > 0) & ops.isfinite(loss)
+        added = ops.where(counts_for_it & ~has_begun, count, ops.zeros_like(count))
+        total = added * ops.where(counts_for_it, loss, ops.zeros_like(loss))
+        self.first_totals[task].assign_add(total)
+        counts.assign_add(added)
+        self.move_to_start(task, added > 0)
+
+    def move_to_start(self, task, condition):
+        """Sets `s` to the equilibrium of the first losses of a task.
+
+        Args:
+            task: str.
+            condition: scalar bool tensor. Whether to do so.
+        """
         a, c, _ = LIKELIHOODS[self.likelihoods[task]]
-        loss = ops.cast(ops.stop_gradient(loss), "float32")
-        begun = ops.convert_to_tensor(start)
-        is_first = (here > 0) & (loss > 0) & ops.isfinite(loss) & ops.isnan(begun)
-        equilibrium = ops.log(a / c * ops.where(is_first, loss, ops.ones_like(loss)))
-        equilibrium = ops.clip(equilibrium, *self.bounds)
-        start.assign(ops.where(is_first, equilibrium, begun))
-        s.assign(ops.where(is_first, equilibrium, ops.convert_to_tensor(s)))
+        s, total = self.log_variances[task], self.first_totals[task]
+        mean = total / ops.maximum(self.first_counts[task], 1e-30)
+        mean = ops.where(condition, mean, ops.ones_like(mean))
+        equilibrium = ops.clip(ops.log(a / c * mean), *self.bounds)
+        s.assign(ops.where(condition, equilibrium, ops.convert_to_tensor(s)))
 
     def compute_output_shape(self, losses, present=None, training=None):
         return ()
@@ -198,7 +224,7 @@ class UncertaintyWeighting(keras.layers.Layer):
         logs = {}
         for task, likelihood in self.likelihoods.items():
             a, _, sigma_power = LIKELIHOODS[likelihood]
-            s = ops.convert_to_tensor(self.log_variances[task])
+            s = ops.stop_gradient(ops.convert_to_tensor(self.log_variances[task]))
             logs[f"{task}/sigma"] = ops.exp(s / sigma_power)
             logs[f"{task}/weight"] = a * ops.exp(-s)
         return logs
@@ -221,7 +247,8 @@ class UncertaintyWeighting(keras.layers.Layer):
     def _named_scalars(self):
         kinds = {
             "log_variance": self.log_variances,
-            "start": self.starts,
+            "first_total": self.first_totals,
+            "first_count": self.first_counts,
             "seen": self.seen,
         }
         return {

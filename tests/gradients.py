@@ -1,4 +1,4 @@
-"""Gradients with respect to Keras variables, under TensorFlow and JAX."""
+"""Gradients with respect to Keras variables, under every backend."""
 
 import keras
 import numpy as np
@@ -8,13 +8,14 @@ from keras import ops
 def value_and_gradients(function, variables):
     """`function()` and its gradients, as arrays; zeros where nothing depends."""
     values = [variable.value for variable in variables]
-    if keras.backend.backend() == "tensorflow":
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
             value = function()
         gradients = tape.gradient(value, values, unconnected_gradients="zero")
-    elif keras.backend.backend() == "jax":
+    elif backend == "jax":
         import jax
 
         def stateless(values):
@@ -23,7 +24,10 @@ def value_and_gradients(function, variables):
 
         value, gradients = jax.value_and_grad(stateless)(values)
     else:
-        raise NotImplementedError("gradients here are those of TensorFlow and JAX")
+        import torch
+
+        value = function()
+        gradients = torch.autograd.grad(value, values, materialize_grads=True)
     return ops.convert_to_numpy(value), [
         np.asarray(ops.convert_to_numpy(gradient)) for gradient in gradients
     ]

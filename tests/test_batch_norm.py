@@ -40,7 +40,7 @@ def build_pair(shape=SHAPE, **options):
 
 def results(layer, images, **call):
     """Outputs, gradients and moving statistics of one call."""
-    weighting = random_images(images.shape, seed=2)
+    weighting = ops.convert_to_tensor(random_images(images.shape, seed=2))
     images = keras.Variable(images, name="images")
     dtype = layer.compute_dtype
 

@@ -68,10 +68,10 @@ def values_and_gradients(function, layer, images, cotangent):
     The gradients are with respect to the images and to the layer's weights.
     """
     images = ops.convert_to_tensor(images)
+    weights = [variable.value for variable in layer.trainable_variables]
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        weights = [variable.value for variable in layer.trainable_variables]
         with tf.GradientTape() as tape:
             tape.watch(images)
             outputs = function(images)
@@ -92,11 +92,16 @@ def values_and_gradients(function, layer, images, cotangent):
 
         if images.dtype == "float32":  # in half precision XLA leaves out roundings
             run = jax.jit(run)
-        weights = [variable.value for variable in layer.trainable_variables]
         outputs, images, weights = run(images, weights)
         gradients = [images, *weights]
     else:
-        raise NotImplementedError("gradients here are those of TensorFlow and JAX")
+        import torch
+
+        images.requires_grad_()
+        outputs = function(images)
+        gradients = torch.autograd.grad(
+            outputs, [images, *weights], ops.cast(cotangent, outputs.dtype)
+        )
     return [
         ops.convert_to_numpy(ops.cast(tensor, "float32"))
         for tensor in (outputs, *gradients)
@@ -146,7 +151,7 @@ def representable(rng, shape):
 
 
 def assert_close(actual, expected, tolerance=1e-5):
-    actual, expected = np.asarray(actual), np.asarray(expected)
+    actual, expected = map(ops.convert_to_numpy, (actual, expected))
     scale = max(np.abs(expected).max(), 1e-6)
     np.testing.assert_allclose(actual / scale, expected / scale, atol=tolerance, rtol=0)
 
@@ -331,7 +336,7 @@ def test_regularizers_and_activation_are_applied():
     outputs = ops.convert_to_numpy(layer(np.ones((1, 2, 2, 3), "float32")))
     kernel = ops.convert_to_numpy(layer.kernel)
     assert outputs.min() >= 0
-    np.testing.assert_allclose(layer.losses[0], 0.5 * np.sum(kernel**2), rtol=1e-5)
+    assert float(layer.losses[0]) == pytest.approx(0.5 * np.sum(kernel**2), rel=1e-5)
 
 
 @pytest.mark.parametrize(

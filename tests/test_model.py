@@ -51,7 +51,7 @@ def signature(network):
 
 
 def assert_close(actual, expected, tolerance):
-    actual, expected = np.asarray(actual), np.asarray(expected)
+    actual, expected = map(ops.convert_to_numpy, (actual, expected))
     scale = np.abs(expected).max()
     assert np.isfinite(scale) and scale > 0
     np.testing.assert_allclose(actual / scale, expected / scale, atol=tolerance, rtol=0)
@@ -75,7 +75,7 @@ def test_outputs_are_float32_under_mixed_policies(policy, set_policy, architectu
     network = build_small(architecture=architecture)
     for task, output in network(random_images()).items():
         assert keras.backend.standardize_dtype(output.dtype) == "float32", task
-        assert np.isfinite(np.asarray(output)).all()
+        assert np.isfinite(ops.convert_to_numpy(output)).all()
     for name in ("conv2_block1_2_conv", "depth_conv1"):
         computed = network.get_layer(name).compute_dtype
         assert computed == policy.removeprefix("mixed_")
@@ -307,7 +307,7 @@ def test_outputs_of_kendall_are_resized_with_legacy_sampling():
     images = random_images()
     small = keras.Model(network.input, logits)(images)
     for task, output in network(images).items():
-        output, small_output = np.asarray(output), np.asarray(small[task])
+        output, small_output = map(ops.convert_to_numpy, (output, small[task]))
         assert_close(output[:, ::8, ::8], small_output, 1e-6)
         between = (small_output[:, :, :-1] + small_output[:, :, 1:]) / 2
         assert_close(output[:, ::8, 4:-8:8], between, 1e-6)
@@ -320,7 +320,9 @@ def test_reloaded_network_is_the_same(tmp_path, architecture):
     images = random_images()
     expected = network(images)
     for task, output in loaded(images).items():
-        np.testing.assert_allclose(output, expected[task], atol=1e-6)
+        np.testing.assert_allclose(
+            *map(ops.convert_to_numpy, (output, expected[task])), atol=1e-6
+        )
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_what_uncertainty_weighting_refuses():
             {
                 f"{task}_{kind}": ()
                 for task in ("semantic", "depth")
-                for kind in ("log_variance", "start", "seen")
+                for kind in ("log_variance", "first_total", "first_count", "seen")
             },
         ),
         (FixedWeighting, {"weights": {"semantic": 0.5, "depth": 2.0}}, {}),
@@ -350,3 +350,21 @@ def test_double_precision_is_kept():
     total = layer({"depth": ops.array(1.0 + 1e-12, "float64")})
     assert keras.backend.standardize_dtype(total.dtype) == "float64"
     assert float(total) == 1.0 + 1e-12
+
+
+def test_a_start_is_found_from_eight_elements_at_least():
+    """A single label with a tiny error would send `s` far down."""
+    layer = UncertaintyWeighting({"depth": "laplace"})
+    for loss, count, expected in (
+        (1e-4, 1, 1e-4),
+        (3.0, 3, (1e-4 + 9) / 4),
+        (9.0, 0, (1e-4 + 9) / 4),  # absent
+        (2.0, 4, (1e-4 + 9 + 8) / 8),
+        (5.0, 100, (1e-4 + 9 + 8) / 8),  # it has begun
+    ):
+        layer(
+            {"depth": ops.array(loss)},
+            present={"depth": ops.array(float(count))},
+            training=True,
+        )
+        assert layer.sigmas()["depth"] == pytest.approx(expected, rel=1e-5)
