@@ -163,7 +163,6 @@ def test_two_replicas_are_one_device():
         assert_alike(two, one, rel=1e-2 if "policy" in training else 1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution")
 def test_two_shards_are_one_device():
     trainings = (
