@@ -8,11 +8,10 @@
 - Tell the weighting which tasks have labels in the batch: `present`. A task without
   any adds neither loss nor regularizer, but the optimizer's momentum would still move
   its `s`, so this is put back.
-- Let every `s` start where it belongs, at the equilibrium of its task's loss. The
-  weighting does this when called with `training=True`: here once, with the losses of a
-  sample that has labels of every task. (The first batch is too small. By luck its loss
-  may be near 0, and an `s` that starts too low takes long to return.) Or choose the
-  starts, with `initial_log_variance`.
+- Let every `s` start where it belongs, at the equilibrium of its task's loss:
+  `weighting.start`, here with the losses of a sample that has labels of every task.
+  (The first batch is too small. By luck its loss may be near 0, and an `s` that starts
+  too low takes long to return.) Or choose the starts, with `initial_log_variance`.
 - Give the sigmas a learning rate of their own. Adam moves a weight by at most the
   learning rate per step, too little for a log variance that has far to go.
 - Decay no `s`. Here nothing is decayed; with `weight_decay`, leave it out for the
@@ -75,8 +74,8 @@ def compute_losses(outputs, targets, masks):
 
 def start(network, weighting, x, targets, masks):
     """Starts every `s` at the equilibrium of its task's loss on a sample."""
-    losses, present = compute_losses(network(x), targets, masks)
-    weighting(losses, present=present, training=True)
+    losses, _ = compute_losses(network(x), targets, masks)
+    weighting.start(losses)
 
 
 def train(network, weighting, batches, steps):

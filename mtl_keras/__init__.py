@@ -52,17 +52,20 @@ class _AfterKeras(importlib.machinery.PathFinder):
 
     @classmethod
     def find_spec(cls, fullname, path=None, target=None):
-        if fullname != "keras":
+        spec = (
+            super().find_spec(fullname, path, target) if fullname == "keras" else None
+        )
+        if spec is None:
             return None
-        sys.meta_path.remove(cls)
-        spec = super().find_spec(fullname, path, target)
-        if spec is None or any(f"mtl_keras.{name}" in sys.modules for name in _MODULES):
-            return spec
         load = spec.loader.exec_module
 
         def load_and_import(module):
+            sys.meta_path.remove(cls)
             load(module)
-            _import_modules()
+            # Those that do not import Keras say nothing about who imports it.
+            theirs = set(_MODULES) - {"cityscapes", "instances"}
+            if not any(f"mtl_keras.{name}" in sys.modules for name in theirs):
+                _import_modules()
 
         spec.loader.exec_module = load_and_import
         return spec

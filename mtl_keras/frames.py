@@ -227,7 +227,7 @@ def _read_png(path, kind):
             array = None if fault else np.asarray(image)
     except Image.DecompressionBombError as error:
         raise UserError(
-            f"{path} says that it has more pixels than Pillow takes ({error}); make it "
+            f"{path} claims more pixels than Pillow accepts ({error}); make it "
             "smaller, or copy it again if it is damaged."
         ) from error
     except Exception as error:  # Pillow raises many kinds for a damaged file

@@ -56,8 +56,8 @@ class MaskedLoss(keras.losses.Loss):
         self.loss = loss
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        total, count = sum_loss(self.loss, y_true, y_pred, sample_weight, self.name)
-        mean = total / ops.where(count > 0, count, ops.ones_like(count))
+        total, weight, _ = sum_loss(self.loss, y_true, y_pred, sample_weight, self.name)
+        mean = total / ops.where(weight > 0, weight, ops.ones_like(weight))
         # As every loss of Keras: the replicas' losses are added up.
         return mean / num_replicas()
 
@@ -173,25 +173,27 @@ def sum_loss(loss, y_true, y_pred, mask=None, whose="the task"):
         y_pred: predictions, `(batch, ..., channels)` or `(batch,)`.
         mask: optional, of any dtype: a weight per element, `(batch, ...)` or
             `(batch, ..., 1)`, or per sample, `(batch,)` or `(batch, 1)`; 0 where
-            nothing counts.
+            nothing counts, as also what is negative or NaN.
         whose: str, what messages call the owner of loss and mask.
 
     Returns:
-        The sum of weight times loss, and the sum of the weights: scalars, whose
-        ratio is the mean. A callable that takes `sample_weight` and returns a mean
-        is given weights whose mean is 1, so that it does not matter whether it
-        divides by their sum or by their number.
+        The sum of weight times loss; the sum of the weights, by which to divide it;
+        and the number of valid elements: scalars, float32 at least. A callable that
+        takes `sample_weight` and returns a mean is given weights whose mean is 1, so
+        that it does not matter whether it divides by their sum or by their number.
 
     Raises:
-        ValueError: for a mask of another shape, and for a loss that is no scalar or
-            that cannot be masked.
+        ValueError: for a mask of another shape, for a loss that is no scalar or that
+            cannot be masked, and for targets that a loss of Keras would stretch to the
+            shape of the predictions.
     """
     if not _is_elementwise(loss):
         return _sum_weighted_mean(loss, y_true, y_pred, mask, whose)
     y_true, y_pred, weights = align(y_true, y_pred, mask, whose, loss.dtype)
+    _check_widths(loss, y_true, y_pred, whose)
     values = loss.call(y_true, y_pred)
     kept = get_keras_mask(values)  # by `ignore_class`
-    values = ops.convert_to_tensor(values, loss.dtype)
+    values = as_float(values)
     weights = _fit_weights(weights, values, whose)
     if kept is not None:
         kept = ops.cast(kept, values.dtype)
@@ -200,18 +202,20 @@ def sum_loss(loss, y_true, y_pred, mask=None, whose="the task"):
         is_mean = not len(values.shape)
         count = ops.shape(y_pred)[0] if is_mean else ops.size(values)
         count = ops.cast(count, values.dtype)
-        return (values * count if is_mean else ops.sum(values)), count
+        return (values * count if is_mean else ops.sum(values)), count, count
     weights = ops.broadcast_to(ops.cast(weights, values.dtype), ops.shape(values))
     weighted = ops.where(weights > 0, values * weights, ops.zeros_like(values))
-    return ops.sum(weighted), ops.sum(weights)
+    return ops.sum(weighted), ops.sum(weights), _count(weights)
 
 
-def align(y_true, y_pred, mask=None, whose="the task", dtype=None):
+def align(y_true, y_pred, mask=None, whose="the task", dtype=None, ignore_class=None):
     """Brings targets, predictions and mask of a task into step.
 
     Args:
         y_true, y_pred, mask, whose: as for `sum_loss`.
-        dtype: optional, that of targets and predictions afterwards.
+        dtype: optional, that of targets and predictions afterwards. Defaults to their
+            own, or float32 for half precision.
+        ignore_class: optional int. Targets of this class do not count.
 
     Returns:
         Targets; predictions, `(batch, ..., channels)`; both 0 where the mask is;
@@ -222,16 +226,26 @@ def align(y_true, y_pred, mask=None, whose="the task", dtype=None):
         ValueError: for a mask of another shape.
     """
     carried = get_keras_mask(y_pred)
-    y_pred = ops.convert_to_tensor(y_pred, dtype)
-    y_true = tree.map_structure(lambda y: ops.convert_to_tensor(y, dtype), y_true)
+
+    def convert(values):
+        if dtype is not None:
+            return ops.convert_to_tensor(values, dtype)
+        values = ops.convert_to_tensor(values)
+        is_float = "float" in keras.backend.standardize_dtype(values.dtype)
+        return as_float(values) if is_float else values
+
+    y_pred, y_true = convert(y_pred), tree.map_structure(convert, y_true)
     if len(y_pred.shape) == 1:
         y_pred = ops.expand_dims(y_pred, -1)
     if not tree.is_nested(y_true) and y_pred.shape[-1] == 1:
         # Keras would drop the predictions' last axis, or pair all with all.
         if len(y_true.shape) == len(y_pred.shape) - 1:
             y_true = ops.expand_dims(y_true, -1)
+    kept = None
+    if ignore_class is not None:
+        kept = ops.not_equal(y_true, ops.cast(ignore_class, y_true.dtype))
     weights = None
-    for given in (mask, carried):
+    for given in (mask, carried, kept):
         if given is not None:
             given = _as_weights(given, tuple(y_pred.shape[:-1]), whose)
             weights = given if weights is None else weights * given
@@ -255,8 +269,7 @@ def _as_weights(mask, elements, whose):
             f"{_as_text(elements)}, or one per sample, {_as_text(elements[:1])}; a "
             f"last axis of 1 does no harm. Received: shape {_as_text(mask.shape)}"
         )
-    is_double = keras.backend.standardize_dtype(mask.dtype) == "float64"
-    mask = ops.cast(mask, "float64" if is_double else "float32")
+    mask = as_float(mask)
     mask = ops.where(mask > 0, mask, ops.zeros_like(mask))  # NaN is not above 0 either
     if len(shape) == 1:
         return ops.reshape(mask, (-1, *[1] * (rank - 1)))
@@ -297,30 +310,65 @@ def _sum_weighted_mean(loss, y_true, y_pred, mask, whose):
             "the number of replicas or not; put what it does into `call`."
         )
     carried = get_keras_mask(y_pred)
-    count, scaled = ops.shape(y_pred)[0], None
+    y_true = tree.map_structure(ops.convert_to_tensor, y_true)
+    count, scaled = ops.cast(ops.shape(y_pred)[0], "float32"), None
+    elements = count
     if mask is not None or carried is not None:
         target, prediction, weights = align(y_true, y_pred, mask, whose)
-        elements = ops.shape(prediction)[:-1]
-        count = ops.sum(ops.broadcast_to(weights, elements))
+        all_weights = ops.broadcast_to(weights, ops.shape(prediction)[:-1])
+        count, elements = ops.sum(all_weights), _count(all_weights)
         size = ops.cast(ops.size(weights), weights.dtype)
         # Without a valid element every error is 0, and so is its gradient: the weights
-        # are 1 then, lest the loss divide by 0.
+        # are 1 then, so that the loss does not divide by 0.
         scaled = weights * size / ops.maximum(ops.sum(weights), 1e-30)
         scaled = ops.where(count > 0, scaled, ops.ones_like(scaled))
         # In the shapes that they came in.
-        scaled = ops.reshape(scaled, ops.shape(mask if carried is None else scaled))
+        if carried is None:
+            scaled = ops.reshape(scaled, ops.shape(mask))
         y_pred = ops.reshape(prediction, ops.shape(y_pred))
         if not tree.is_nested(y_true):
             target = ops.reshape(target, ops.shape(y_true))
         y_true = target
-    value = ops.convert_to_tensor(loss(y_true, y_pred, scaled))
+    value = as_float(ops.convert_to_tensor(loss(y_true, y_pred, scaled)))
     if len(value.shape):
         raise ValueError(
             f"The loss of {whose} must be a scalar. Received: shape "
             f"{_as_text(value.shape)}"
         )
     count = ops.cast(count, value.dtype)
-    return ops.where(count > 0, value * count, ops.zeros_like(value)), count
+    total = ops.where(count > 0, value * count, ops.zeros_like(value))
+    return total, count, elements
+
+
+def _check_widths(loss, y_true, y_pred, whose):
+    """Refuses targets of another shape than the predictions, which most losses of Keras
+    would broadcast: samples against one another, at worst."""
+    owner = getattr(loss, "fn", type(loss))
+    name = getattr(owner, "__name__", "").lower()
+    takes_classes = name.startswith(("sparse", "ctc", "circle"))
+    module = str(getattr(owner, "__module__", ""))
+    is_known = module.startswith(("keras.", "mtl_keras."))
+    if takes_classes or not is_known or tree.is_nested(y_true):
+        return
+    found, expected = tuple(y_true.shape), tuple(y_pred.shape)
+    agree = all(m == n or None in (m, n) for m, n in zip(found, expected))
+    if not agree or len(found) != len(expected):
+        raise ValueError(
+            f"The targets of {whose} must have the shape of its predictions, "
+            f"{_as_text(expected)}. Received: {_as_text(found)}"
+        )
+
+
+def _count(weights):
+    return ops.sum(ops.cast(weights > 0, weights.dtype))
+
+
+def as_float(values):
+    """Values in float32, or float64 if that is what they have: sums and counts need
+    it."""
+    values = ops.convert_to_tensor(values)
+    dtype = keras.backend.standardize_dtype(values.dtype)
+    return ops.cast(values, dtype if dtype == "float64" else "float32")
 
 
 def _is_elementwise(loss):

@@ -72,7 +72,7 @@ class Adam(keras.optimizers.Adam):
 # They keep a copy of every weight, or forget where it started, so that no log variance
 # can be started at its equilibrium or held while its task is absent.
 _UNFIT = (keras.optimizers.Ftrl, keras.optimizers.ScheduleFreeAdamW)
-_DECAYS = ("weight_decay", "adam_weight_decay")  # the latter is Muon's, of scalars
+DECAYS = ("weight_decay", "adam_weight_decay")  # the latter is Muon's, of scalars
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
@@ -203,7 +203,7 @@ def _copy_for_sigmas(optimizer, factor):
             f"{type(optimizer).__name__} cannot be copied for the weights of the "
             f"weighting ({error}); give `compile` a `sigma_optimizer` of their own."
         ) from error
-    for name in _DECAYS:
+    for name in DECAYS:
         if hasattr(copy, name):
             setattr(copy, name, None)
     return copy
@@ -216,7 +216,7 @@ def _check_sigma_optimizer(optimizer):
             "would undo where they start. Give `compile` another `sigma_optimizer` for "
             "them, such as keras.optimizers.Adam(1e-2)."
         )
-    for name in _DECAYS:
+    for name in DECAYS:
         if decay := getattr(optimizer, name, None):
             raise ValueError(
                 "`sigma_optimizer` must have no weight decay, which would pull every "

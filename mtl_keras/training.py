@@ -1,8 +1,11 @@
 """A `keras.Model` that trains a multi-output network under a loss weighting."""
 
+import contextlib
+import inspect
 import warnings
 
 import keras
+import numpy as np
 from keras import ops
 
 from mtl_keras.distribution import (
@@ -11,8 +14,8 @@ from mtl_keras.distribution import (
     sum_over_replicas,
 )
 from mtl_keras.losses import align, get_loss, sum_loss
-from mtl_keras.optimizers import WeightingOptimizer
-from mtl_keras.weighting import check_loss
+from mtl_keras.optimizers import DECAYS, WeightingOptimizer
+from mtl_keras.weighting import UncertaintyWeighting, check_loss
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
@@ -41,7 +44,7 @@ class MultiTaskTrainer(keras.Model):
     The logs hold `loss` (the total, regularizers of the network included) and by
     task `{task}/loss`, `{task}/{metric}`, and while training `{task}/sigma` and
     `{task}/weight`, as they are after the last step. In training, `loss` is the mean
-    over the steps; in evaluation it is what the weighting makes of the losses of the
+    over the samples; in evaluation it is what the weighting makes of the losses of the
     whole split. Like these, it does not depend on how the split is cut into batches.
 
     Args:
@@ -52,8 +55,8 @@ class MultiTaskTrainer(keras.Model):
             of targets and predictions that returns a value per element, or anything
             called as `loss(y_true, y_pred, sample_weight)` that returns a scalar
             mean. Outputs without a loss, or with the loss `None`, are not trained.
-        weighting: `UncertaintyWeighting` or `FixedWeighting` (or any layer called
-            in the same way) with the same tasks.
+        weighting: `UncertaintyWeighting` or `FixedWeighting` with the same tasks, or
+            any layer called as `weighting(losses, present=present)`.
         task_metrics: optional dict. Task name to a metric or a list of metrics,
             `keras.metrics.Metric` or their names.
         sigma_learning_rate_factor: float. The learning rate of the weights of
@@ -105,10 +108,13 @@ class MultiTaskTrainer(keras.Model):
                 raise ValueError(
                     f"`{name}` must be a dict by task. Received: {type(given).__name__}"
                 )
-        self.losses_by_task = dict(losses)  # as given, for `get_config`
+        self.losses_by_task = {  # as given, for `get_config`
+            task: loss() if inspect.isclass(loss) else loss
+            for task, loss in losses.items()
+        }
         self.task_losses = {
             task: get_loss(loss, f"task {task!r}")
-            for task, loss in losses.items()
+            for task, loss in self.losses_by_task.items()
             if loss is not None
         }
         if not self.task_losses:
@@ -120,7 +126,7 @@ class MultiTaskTrainer(keras.Model):
         }
         _check_metrics(self.task_metrics)
         if hasattr(network, "output_names"):  # others tell when they are called
-            self._check_outputs(network.output)
+            _build_metrics(self.task_metrics, self._check_outputs(network.output))
         elif getattr(network, "outputs", None):  # a built `Sequential`
             self._check_outputs(network.outputs[0])
         _check_weighting(weighting, self.task_losses)
@@ -158,8 +164,10 @@ class MultiTaskTrainer(keras.Model):
             **kwargs: passed on to `keras.Model.compile`.
 
         Raises:
-            ValueError: for losses and metrics, which are arguments of the trainer,
-                and for an optimizer that cannot be copied.
+            ValueError: for losses and metrics, which are arguments of the trainer;
+                for an optimizer that cannot be copied; and on several replicas of
+                `tf.distribute` for clipping, accumulated gradients and averages that
+                overwrite the weights.
         """
         kwargs["loss"] = loss
         for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
@@ -168,6 +176,8 @@ class MultiTaskTrainer(keras.Model):
                     f"`compile` takes no `{name}` here: losses, their weighting and "
                     "`task_metrics` are arguments of `MultiTaskTrainer`."
                 )
+        if optimizer is None:
+            raise ValueError("`compile` needs an `optimizer`, such as 'adam'.")
         optimizer = keras.optimizers.get(optimizer)
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         if isinstance(inner, WeightingOptimizer):  # of a trainer that was compiled
@@ -184,7 +194,7 @@ class MultiTaskTrainer(keras.Model):
             _check_replicated(inner)
             if sigma_optimizer:
                 _check_replicated(keras.optimizers.get(sigma_optimizer))
-        if inner.weight_decay:
+        if any(getattr(inner, name, None) for name in DECAYS):
             if not self.network.built:
                 raise ValueError(
                     "Weight decay is restricted to kernels, which the network does not "
@@ -236,11 +246,15 @@ class MultiTaskTrainer(keras.Model):
         return super().evaluate(x, y, *args, **kwargs)
 
     def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        if sample_weight is not None:
+            y, sample_weight = self._complete(y, sample_weight)
         logs = super().train_on_batch(x, y, sample_weight, **kwargs)
         self._check_epoch()
         return logs
 
     def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        if sample_weight is not None:
+            y, sample_weight = self._complete(y, sample_weight)
         logs = super().test_on_batch(x, y, sample_weight, **kwargs)
         self._check_epoch()
         return logs
@@ -248,7 +262,17 @@ class MultiTaskTrainer(keras.Model):
     def make_train_function(self, force=False):
         # Variables that appear while a step is traced make TensorFlow trace it twice.
         if not self.optimizer.built and self.network.built:
-            self.optimizer.build(self.trainable_variables)
+            strategy = getattr(self, "distribute_strategy", None)  # of TensorFlow
+            with strategy.scope() if strategy else contextlib.nullcontext():
+                self.optimizer.build(self.trainable_variables)
+        if self.optimizer.built:
+            built_for = len(self.optimizer._trainable_variables)
+            if built_for != len(self.trainable_variables):
+                raise ValueError(
+                    f"There are {len(self.trainable_variables)} trainable weights, but "
+                    f"there were {built_for} when the trainer was compiled; compile it "
+                    "again after freezing layers."
+                )
         before = self.train_function
         super().make_train_function(force)
         step = self.train_function
@@ -275,17 +299,19 @@ class MultiTaskTrainer(keras.Model):
         for task, batch in self._pair(y, y_pred, sample_weight).items():
             if task not in self.task_losses:
                 continue
-            total, count = sum_loss(
+            total, weight, count = sum_loss(
                 self.task_losses[task], *batch, whose=f"task {task!r}"
             )
             # Global values: every replica tracks, and logs, the same.
-            losses[task], count = mean_over_replicas(total, count)
-            present[task] = count
-            self.loss_trackers[task].update_state(losses[task], sample_weight=count)
+            losses[task], weight = mean_over_replicas(total, weight)
+            present[task] = sum_over_replicas(count)
+            self.loss_trackers[task].update_state(losses[task], sample_weight=weight)
             self.lowest_trackers[task].update_state(losses[task])
-        first = next(part for part in keras.tree.flatten(x) if part is not None)
-        size = sum_over_replicas(ops.cast(ops.shape(first)[0], "float32"))
-        total = self.weighting(losses, present=present, training=training)
+            if training and self._learns_sigmas:
+                self.weighting.observe(task, losses[task], present[task])
+        size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
+        size = sum_over_replicas(ops.cast(size, "float32"))
+        total = self.weighting(losses, present=present)
         # Regularizers, and what layers of the network add.
         penalty = ops.zeros_like(total)
         for loss in self.losses:
@@ -299,7 +325,12 @@ class MultiTaskTrainer(keras.Model):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         for task, batch in self._pair(y, y_pred, sample_weight).items():
             if metrics := self.task_metrics.get(task):
-                target, output, weights = align(*batch, whose=f"task {task!r}")
+                loss = self.task_losses.get(task)
+                target, output, weights = align(
+                    *batch,
+                    whose=f"task {task!r}",
+                    ignore_class=getattr(loss, "ignore_class", None),
+                )
                 if weights is not None:
                     weights = ops.broadcast_to(weights, ops.shape(output)[:-1])
                 for metric in metrics:
@@ -353,15 +384,17 @@ class MultiTaskTrainer(keras.Model):
         return logs, state
 
     @property
+    def _learns_sigmas(self):
+        return isinstance(self.weighting, UncertaintyWeighting)
+
+    @property
     def _sigma_optimizer(self):
         optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         return getattr(optimizer, "sigma_optimizer", None)
 
     def _before_step(self):
         """What `_after_step` puts back, `None` if there is nothing to."""
-        if self._sigma_optimizer is None or not hasattr(
-            self.weighting, "log_variances"
-        ):
+        if self._sigma_optimizer is None or not self._learns_sigmas:
             return None
         weighting = self.weighting
         copies = [
@@ -403,8 +436,14 @@ class MultiTaskTrainer(keras.Model):
     def _total_of_split(self):
         losses = {task: t.result() for task, t in self.loss_trackers.items()}
         present = {task: t.count for task, t in self.loss_trackers.items()}
-        total = self.weighting(losses, present=present, training=False)
+        total = self.weighting(losses, present=present)
         return total + ops.cast(self.penalty_tracker.result(), total.dtype)
+
+    def _maybe_symbolic_build(self, *args, **kwargs):
+        # On several replicas, TensorFlow's trainer averages the first batch over them
+        # to find its shapes. It need not: masks may be boolean, batches uneven.
+        if not self.network.built:
+            super()._maybe_symbolic_build(*args, **kwargs)
 
     def _get_metrics_result_or_logs(self, logs):
         # At the end of an epoch or of an evaluation. Total, sigmas and weights are
@@ -416,13 +455,13 @@ class MultiTaskTrainer(keras.Model):
 
     def _check_signs(self, losses):
         """Names a task whose loss is negative."""
-        if hasattr(self.weighting, "log_variances"):
+        if self._learns_sigmas:
             for task, loss in losses.items():
                 check_loss(task, loss)
 
     def _check_epoch(self):
         """Names a task whose loss was negative, or, once, whose `s` is on a bound."""
-        if not hasattr(self.weighting, "log_variances"):
+        if not self._learns_sigmas:
             return
         self._check_signs({t: low.result() for t, low in self.lowest_trackers.items()})
         low, high = self.weighting.bounds
@@ -450,7 +489,7 @@ class MultiTaskTrainer(keras.Model):
         elif isinstance(masks, (dict, list, tuple)):
             masks = self._by_task(masks, "masks")
         else:  # one weight per sample, for all tasks
-            masks = dict.fromkeys(self.task_losses, masks)
+            masks = dict.fromkeys([*self.task_losses, *self.task_metrics], masks)
         self._check_masks(masks, targets)
         tasks = [*self.task_losses]
         tasks += [task for task in self.task_metrics if task not in tasks]
@@ -530,8 +569,14 @@ class MultiTaskTrainer(keras.Model):
         targets = self._by_task(targets, "targets")
         masks = self._by_task(masks, "masks")
         self._check_masks(masks, targets)
+        for task, mask in masks.items():
+            if isinstance(mask, np.ndarray) and not (mask >= 0).all():
+                raise ValueError(
+                    f"The mask of task {task!r} has values that are negative or NaN; a "
+                    "mask is 0 where nothing counts, and above 0 elsewhere."
+                )
         return targets, {
-            task: ops.ones(len(target)) if masks.get(task) is None else masks[task]
+            task: np.ones(len(target)) if masks.get(task) is None else masks[task]
             for task, target in targets.items()
         }
 
@@ -633,6 +678,20 @@ def _choose_accuracy(task, loss):
     )
 
 
+def _build_metrics(task_metrics, outputs):
+    """Lets metrics that make their variables at first use, such as `R2Score`, do so:
+    in a step of JAX it is too late."""
+    for task, metrics in task_metrics.items():
+        shape = tuple(outputs[task].shape)
+        if None in shape[1:]:
+            continue
+        for metric in metrics:
+            if not getattr(metric, "_built", True):
+                zeros = ops.zeros((2, *shape[1:]))
+                metric.update_state(zeros, zeros)
+                metric.reset_state()
+
+
 def _check_metrics(task_metrics):
     """Raises `ValueError` if two metrics would be one, or share a name in the logs."""
     owners = {}
@@ -654,25 +713,27 @@ def _check_metrics(task_metrics):
 
 
 def _check_replicated(optimizer):
-    """Raises `ValueError` for what Keras cannot do on several replicas, or does for
-    each replica by itself."""
-    for name in (
-        "gradient_accumulation_steps",
-        "ema_overwrite_frequency",
-        "clipnorm",
-        "global_clipnorm",
-        "clipvalue",
-    ):
+    """Raises `ValueError` for what Keras does not do right on several replicas."""
+    clips = "clips the gradient of each replica by itself"
+    faults = {
+        "clipnorm": clips,
+        "global_clipnorm": clips,
+        "clipvalue": clips,
+        "gradient_accumulation_steps": "fails to accumulate gradients",
+        "ema_overwrite_frequency": "fails to overwrite weights by their averages",
+    }
+    for name, fault in faults.items():
         if getattr(optimizer, name):
             raise ValueError(
-                f"Keras has no `{name}` of the gradient of all replicas of "
-                "tf.distribute; leave it out, or train on JAX with keras.distribution."
+                f"On several replicas of tf.distribute Keras {fault}; leave `{name}` "
+                "out, or train on JAX with keras.distribution."
             )
 
 
 def _check_weighting(weighting, tasks):
     """Raises `ValueError` if a weighting has other tasks than the losses."""
-    weighting({task: ops.zeros(()) for task in tasks})  # knows all tasks, or raises
+    losses = {task: ops.zeros(()) for task in tasks}
+    weighting(losses, present=losses)  # knows all tasks, or raises
     idle = [t for t in getattr(weighting, "tasks", tasks) if t not in tasks]
     if idle:
         raise ValueError(

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
+from mtl_keras.losses import as_float
+
 
 class Likelihood(NamedTuple):
     """The noise model of a task: its loss `L` enters the total as
@@ -54,11 +56,10 @@ class UncertaintyWeighting(keras.layers.Layer):
         likelihoods: dict. Task name to `"softmax"`, `"gaussian"`,
             `"laplace"` or `"mtl"`.
         initial_log_variance: optional float, or dict of floats by task. Start
-            value of every `s`. A task without one starts at the equilibrium of its
-            first loss in training, whatever the units of its targets; if that is the
-            mean of fewer than 8 elements, at that of the first losses until they are.
-            `s` is 0 before, and for good if the layer is never called with
-            `training=True`.
+            value of every `s`. A task without one has 0 and waits for `start`, which
+            `MultiTaskTrainer` calls: it then begins at the equilibrium of its first
+            loss, whatever the units of its targets. If that is the mean of fewer than
+            8 elements, it begins at that of the first losses until they are 8.
         bounds: pair of float. `s` stays between them; with the default, weights
             between 1e-13 and 1e13. They are a constraint of the variables, which
             every optimizer of Keras respects. Defaults to `(-30.0, 30.0)`.
@@ -67,18 +68,15 @@ class UncertaintyWeighting(keras.layers.Layer):
     Call arguments:
         losses: dict of scalar tensors. The keys are tasks of `likelihoods`; a
             task that is left out contributes nothing.
-        present: optional dict of scalars by task, how many valid elements its loss
-            is the mean of. A task with 0 contributes neither its loss nor its
-            regularizer.
-        training: optional bool. Whether tasks that have not begun start now.
+        present: optional dict of scalars by task, 0 if it has no valid target in this
+            batch. It contributes neither its loss nor its regularizer then.
 
     Returns:
         The total, a scalar: float32, or float64 if a loss is.
 
     Raises:
-        ValueError: for an unknown likelihood or task, a start outside of the bounds,
-            or a negative loss, which no noise level explains (that of a compiled
-            function is not seen here; `MultiTaskTrainer` finds it).
+        ValueError: for an unknown likelihood or task, or a start outside of the
+            bounds.
 
     Example:
     >>> layer = UncertaintyWeighting({"semantic": "softmax", "depth": "gaussian"})
@@ -159,32 +157,66 @@ class UncertaintyWeighting(keras.layers.Layer):
         """The names of the tasks, a tuple."""
         return tuple(self.likelihoods)
 
-    def call(self, losses, present=None, training=None):
+    def call(self, losses, present=None):
         _check_tasks("losses", losses, self.likelihoods)
         total = 0.0
         for task, loss in losses.items():
-            loss = _as_float(loss)
-            check_loss(task, loss)
-            count = FIRST_ELEMENTS if present is None else present[task]
-            count = ops.cast(count, loss.dtype)
-            if training and self.trainable:
-                self._start(task, ops.stop_gradient(loss), count)
+            loss = as_float(loss)
             a, c, _ = LIKELIHOODS[self.likelihoods[task]]
             s = ops.cast(self.log_variances[task], loss.dtype)
             term = a * ops.exp(-s) * loss + c * s
-            total += term * ops.cast(count > 0, loss.dtype)
+            if present is not None:
+                term *= ops.cast(ops.cast(present[task], "float32") > 0, loss.dtype)
+            total += term
         return total
 
-    def _start(self, task, loss, count):
-        """Takes note of a task that is present, and moves `s` while it starts."""
-        loss, count = ops.cast(loss, "float32"), ops.cast(count, "float32")
+    def start(self, losses):
+        """Lets tasks that have not begun do so at the equilibrium of their losses.
+
+        For training loops of your own: once, before the first step, with the losses
+        of a sample. `MultiTaskTrainer` does it by itself.
+
+        Args:
+            losses: dict of scalars by task, whose values have to be known: not inside
+                of a compiled function, where JAX would lose the new values.
+
+        Raises:
+            ValueError: for an unknown task, a negative loss, or one without a value.
+        """
+        _check_tasks("losses", losses, self.likelihoods)
+        for task, loss in losses.items():
+            check_loss(task, loss)
+            try:
+                loss = float(ops.stop_gradient(ops.convert_to_tensor(loss)))
+            except TypeError as error:
+                raise ValueError(
+                    "`start` needs the values of the losses; call it before the first "
+                    "step, outside of compiled functions."
+                ) from error
+            self.observe(task, ops.convert_to_tensor(loss), FIRST_ELEMENTS)
+
+    def observe(self, task, loss, count):
+        """Takes note that a task is present, and moves its `s` while it starts.
+
+        `MultiTaskTrainer` calls it in every step. A compiled step of JAX loses what is
+        assigned to `s`; `move_to_start` makes up for that.
+
+        Args:
+            task: str.
+            loss: scalar.
+            count: scalar, the number of elements that the loss is the mean of.
+        """
+        if not self.trainable:
+            return
+        loss = ops.cast(ops.stop_gradient(loss), "float32")
+        count = ops.cast(count, "float32")
         seen = self.seen[task]
         seen.assign(ops.maximum(seen, ops.cast(count > 0, "float32")))
         counts = self.first_counts[task]
         has_begun = ops.convert_to_tensor(counts) >= FIRST_ELEMENTS
-        counts_for_it = (count > 0) & (loss > 0) & ops.isfinite(loss)
-        added = ops.where(counts_for_it & ~has_begun, count, ops.zeros_like(count))
-        total = added * ops.where(counts_for_it, loss, ops.zeros_like(loss))
+        is_usable = (loss > 0) & ops.isfinite(loss)
+        added = ops.where(is_usable & ~has_begun, count, ops.zeros_like(count))
+        total = added * ops.where(is_usable, loss, ops.zeros_like(loss))
         self.first_totals[task].assign_add(total)
         counts.assign_add(added)
         self.move_to_start(task, added > 0)
@@ -203,10 +235,10 @@ class UncertaintyWeighting(keras.layers.Layer):
         equilibrium = ops.clip(ops.log(a / c * mean), *self.bounds)
         s.assign(ops.where(condition, equilibrium, ops.convert_to_tensor(s)))
 
-    def compute_output_shape(self, losses, present=None, training=None):
+    def compute_output_shape(self, losses, present=None):
         return ()
 
-    def compute_output_spec(self, losses, present=None, training=None):
+    def compute_output_spec(self, losses, present=None):
         return keras.KerasTensor((), "float32")
 
     def sigmas(self):
@@ -277,7 +309,7 @@ class FixedWeighting(keras.layers.Layer):
 
     Call arguments:
         losses: dict of scalar tensors, the keys are tasks of `weights`.
-        present, training: ignored; the loss of an absent task is 0 anyway.
+        present: ignored; the loss of an absent task is 0 anyway.
 
     Returns:
         The weighted sum, a scalar: float32, or float64 if a loss is.
@@ -309,20 +341,20 @@ class FixedWeighting(keras.layers.Layer):
         """The names of the tasks, a tuple."""
         return tuple(self.weights_by_task)
 
-    def call(self, losses, present=None, training=None):
+    def call(self, losses, present=None):
         _check_tasks("losses", losses, self.weights_by_task)
         # A task of weight 0 is left out, not multiplied: 0 * nan is nan.
         terms = [
-            self.weights_by_task[task] * _as_float(loss)
+            self.weights_by_task[task] * as_float(loss)
             for task, loss in losses.items()
             if self.weights_by_task[task]
         ]
         return sum(terms, start=ops.zeros(()))
 
-    def compute_output_shape(self, losses, present=None, training=None):
+    def compute_output_shape(self, losses, present=None):
         return ()
 
-    def compute_output_spec(self, losses, present=None, training=None):
+    def compute_output_spec(self, losses, present=None):
         return keras.KerasTensor((), "float32")
 
     def sigmas(self):
@@ -353,21 +385,14 @@ def check_loss(task, loss):
         loss: scalar.
     """
     try:
-        value = float(ops.stop_gradient(loss))
+        value = float(ops.stop_gradient(ops.convert_to_tensor(loss)))
     except (TypeError, ValueError):  # symbolic, while a function is compiled
         return
     if value < 0:
         raise ValueError(
-            f"The loss of task {task!r} is negative ({value:.4g}), and no noise level "
-            "explains it: weigh it by `FixedWeighting`, or add a constant to it."
+            f"The loss of task {task!r} is negative, and no noise level explains it: "
+            "weigh it by `FixedWeighting`, or add a constant to it."
         )
-
-
-def _as_float(loss):
-    dtype = keras.backend.result_type(
-        keras.backend.standardize_dtype(ops.convert_to_tensor(loss).dtype), "float32"
-    )
-    return ops.cast(loss, dtype)
 
 
 def _check_tasks(argument, given, known):

@@ -118,7 +118,7 @@ VALID = np.array([1, 1, 0, 1, 0, 1, 1, 0])
 
 
 def mean_of(loss, *args):
-    total, count = sum_loss(get_loss(loss, "the task"), *args)
+    total, count, _ = sum_loss(get_loss(loss, "the task"), *args)
     return float(total) / float(count)
 
 
@@ -197,7 +197,7 @@ def test_nan_and_negative_weights_count_nothing():
 def test_a_half_precision_mask_is_counted_exactly():
     target = np.zeros((70000, 1), "float32")  # float16 ends at 65504
     prediction = ops.ones((70000, 1))
-    total, count = sum_loss(
+    total, count, _ = sum_loss(
         get_loss("mae", "it"), target, prediction, np.ones(70000, "float16")
     )
     assert float(count) == 70000 and float(total) == 70000
@@ -225,11 +225,12 @@ def test_what_a_loss_ignores_does_not_count(wrap):
     logits = np.zeros((4, 3), "float32")
     logits[1] = 100, 0, 0  # where it is ignored
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
-    total, count = sum_loss(get_loss(wrap(loss), "it"), labels, ops.array(logits))
+    total, count, _ = sum_loss(get_loss(wrap(loss), "it"), labels, ops.array(logits))
     assert float(count) == 2
     assert float(total) == pytest.approx(2 * math.log(3))
     mask = np.array([1, 1, 0, 0], "float32")
-    total, count = sum_loss(get_loss(wrap(loss), "it"), labels, ops.array(logits), mask)
+    loss = get_loss(wrap(loss), "it")
+    total, count, _ = sum_loss(loss, labels, ops.array(logits), mask)
     assert float(count) == 1
     assert float(total) == pytest.approx(math.log(3))
 
@@ -301,3 +302,57 @@ def test_masked_loss_leaves_the_users_loss_alone():
     assert loss.reduction == "sum_over_batch_size"
     ones, weights = ops.ones((4, 1)), np.array([1.0, 1, 0, 0])
     assert float(loss(np.zeros((4, 1)), ones, weights)) == 0.5
+
+
+def test_valid_elements_are_counted_apart_from_their_weights():
+    target, prediction = np.zeros((4, 1), "float32"), ops.ones((4, 1))
+
+    def own(y_true, y_pred, sample_weight):
+        return weighted_mse(y_true, y_pred, sample_weight, by_weight=True)
+
+    for loss in ("mse", own):
+        weights = np.array([1e-3, 0, 5, -1], "float32")
+        total, weight, count = sum_loss(
+            get_loss(loss, "it"), target, prediction, weights
+        )
+        assert float(count) == 2
+        assert float(weight) == pytest.approx(5.001)
+        assert float(total) == pytest.approx(5.001)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        keras.losses.MeanSquaredError(dtype="float16"),
+        lambda t, p, sample_weight: ops.cast(
+            weighted_mse(t, p, sample_weight, True), "float16"
+        ),
+    ],
+)
+def test_sums_do_not_overflow_half_precision(loss):
+    target, prediction = np.zeros((200000, 1), "float16"), ops.ones((200000, 1))
+    total, weight, _ = sum_loss(
+        get_loss(loss, "it"), target, prediction, np.ones(200000)
+    )
+    assert float(total) == float(weight) == 200000
+
+
+@pytest.mark.parametrize(
+    "target, prediction",
+    [((4, 3), (4, 1)), ((4, 1), (4, 2)), ((2,), (2, 2)), ((4, 2, 1), (4, 2))],
+)
+@pytest.mark.parametrize("loss", ["mae", keras.losses.Huber(), L1Norm()])
+def test_targets_that_would_be_stretched_are_refused(loss, target, prediction):
+    loss = get_loss(loss, "it")
+    with pytest.raises(ValueError, match="targets of the task must have the shape"):
+        sum_loss(loss, np.zeros(target, "float32"), ops.zeros(prediction))
+
+
+def test_losses_of_ones_own_may_stretch_targets():
+    def pinball(y_true, y_pred):  # three quantiles of one target
+        error = y_true - y_pred
+        levels = ops.array([0.1, 0.5, 0.9])
+        return ops.mean(ops.maximum(levels * error, (levels - 1) * error), axis=-1)
+
+    found = mean_of(pinball, np.ones((4, 1), "float32"), ops.zeros((4, 3)))
+    assert found == pytest.approx(0.5)

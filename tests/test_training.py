@@ -1030,6 +1030,102 @@ def test_a_trainer_is_loaded_in_a_fresh_process(imports, tmp_path):
     assert completed.stdout.strip() == str(trainer.weighting.sigmas())
 
 
+def test_metrics_leave_out_what_the_loss_ignores():
+    inputs = keras.Input((3,))
+    network = keras.Model(inputs, {"a": keras.layers.Identity()(inputs)})
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=255
+    )
+    trainer = MultiTaskTrainer(
+        network, {"a": loss}, FixedWeighting({"a": 1.0}), {"a": "accuracy"}
+    )
+    trainer.compile("sgd")
+    x = np.eye(3, dtype="float32")[[0, 1, 2, 0]]
+    labels = np.array([0, 1, 255, 255])
+    for masks, expected in (({}, 1.0), ({"a": [0, 1, 1, 1]}, 1.0)):
+        masks = {task: np.array(mask) for task, mask in masks.items()}
+        logs = trainer.test_on_batch(x, {"a": labels}, masks, return_dict=True)
+        assert logs["a/accuracy"] == expected
+    logs = trainer.test_on_batch(x, {"a": np.array([0, 0, 255, 2])}, return_dict=True)
+    assert logs["a/accuracy"] == pytest.approx(1 / 3)
+
+
+def test_metrics_that_make_their_variables_late():
+    x, targets = make_data()
+    trainer = build_trainer(task_metrics={"height": [keras.metrics.R2Score()]})
+    trainer.compile("adam")
+    trainer.fit(x, targets, verbose=0)
+    logs = trainer.evaluate(x, targets, batch_size=7, verbose=0, return_dict=True)
+    error = ops.convert_to_numpy(trainer.network(x)["height"]) - targets["height"]
+    expected = 1 - np.square(error).mean() / targets["height"].var()
+    assert logs["height/r2_score"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_metrics_of_half_precision_are_counted_in_single():
+    inputs = keras.Input((1,))
+    network = keras.Model(inputs, {"a": keras.layers.Identity(dtype="float16")(inputs)})
+    trainer = MultiTaskTrainer(
+        network,
+        {"a": "mse"},
+        FixedWeighting({"a": 1.0}),
+        {"a": ["mse", lambda t, p: ops.mean(ops.square(t - p), axis=-1)]},
+    )
+    trainer.compile("sgd")
+    x = np.full((8, 1), 400, "float32")
+    logs = trainer.test_on_batch(x, {"a": 0 * x}, return_dict=True)
+    assert logs["a/mse"] == logs["a/loss"] == 400**2
+
+
+def test_one_mask_counts_in_metrics_of_outputs_without_a_loss():
+    x, targets = make_data()
+    trainer = build_trainer(
+        tasks=("weight",), task_metrics={"height": [keras.metrics.MeanSquaredError()]}
+    )
+    trainer.compile("sgd", run_eagerly=True)
+    mask = np.arange(24) % 2
+    targets["height"][mask == 0] = 1e6
+    logs = trainer.test_on_batch(x, targets, mask, return_dict=True)
+    assert logs["height/mean_squared_error"] < 100
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan])
+def test_masks_that_are_no_weights_are_refused(value):
+    x, targets = make_data()
+    trainer = build_trainer()
+    trainer.compile("sgd")
+    masks = {"height": np.full(24, value)}
+    for run in (trainer.fit, trainer.evaluate, trainer.train_on_batch):
+        with pytest.raises(ValueError, match="mask of task 'height'.*negative or NaN"):
+            run(x, targets, sample_weight=masks)
+
+
+def test_freezing_without_compiling_is_refused():
+    x, targets = make_data()
+    trainer = build_trainer()
+    trainer.compile("sgd")
+    trainer.fit(x, targets, verbose=0)
+    trainer.weighting.trainable = False
+    with pytest.raises(ValueError, match="compile it again after freezing"):
+        trainer.fit(x, targets, verbose=0)
+    trainer.compile("sgd")
+    trainer.fit(x, targets, verbose=0)
+
+
+def test_a_loss_given_as_a_class_is_saved(tmp_path):
+    losses = {**task_losses(), "height": keras.losses.MeanSquaredError}
+    trainer = build_trainer(losses=losses)
+    trainer.compile("sgd")
+    trainer.save(tmp_path / "trainer.keras")
+    assert keras.saving.load_model(tmp_path / "trainer.keras").compiled
+
+
+def test_compile_needs_an_optimizer():
+    with pytest.raises(ValueError, match="`compile` needs an `optimizer`"):
+        build_trainer().compile(None)
+    with pytest.raises(ValueError, match="`compile` takes no `loss`"):
+        build_trainer().compile("adam", "mse")
+
+
 @pytest.mark.slow
 def test_noise_levels_of_the_data_are_found():
     """Two regressions with noise of known size, as in the authors' example."""

@@ -44,7 +44,9 @@ def test_total_is_the_closed_form(likelihood):
     a, c, _ = FORMULAS[likelihood]
     layer = UncertaintyWeighting({"depth": likelihood}, initial_log_variance=0.7)
     total = layer({"depth": ops.array(3.0)})
-    np.testing.assert_allclose(total, a * math.exp(-0.7) * 3 + c * 0.7, rtol=1e-6)
+    np.testing.assert_allclose(
+        float(total), a * math.exp(-0.7) * 3 + c * 0.7, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("likelihood", FORMULAS)
@@ -110,7 +112,7 @@ def test_absent_task_adds_neither_loss_nor_regularizer():
         lambda: layer(both, present={"semantic": 1.0, "depth": 0.0}),
         layer.trainable_variables,
     )
-    np.testing.assert_allclose(total, math.exp(-0.7) * 2 + 0.5 * 0.7, rtol=1e-6)
+    np.testing.assert_allclose(float(total), math.exp(-0.7) * 2 + 0.5 * 0.7, rtol=1e-6)
     by_path = dict(zip([v.name for v in layer.trainable_variables], gradients))
     assert by_path["depth_log_variance"] == 0
     assert by_path["semantic_log_variance"] != 0
@@ -119,7 +121,7 @@ def test_absent_task_adds_neither_loss_nor_regularizer():
 def test_tasks_may_be_left_out():
     layer = UncertaintyWeighting({"semantic": "softmax", "depth": "laplace"}, 0.7)
     total = layer({"depth": ops.array(5.0)})
-    np.testing.assert_allclose(total, math.exp(-0.7) * 5 + 0.7, rtol=1e-6)
+    np.testing.assert_allclose(float(total), math.exp(-0.7) * 5 + 0.7, rtol=1e-6)
 
 
 def test_initial_values_by_task():
@@ -188,7 +190,7 @@ def test_arithmetic_stays_float32_under_mixed_policies(policy, given, set_policy
     total = layer({"depth": ops.array(3.0001)})
     assert keras.backend.standardize_dtype(total.dtype) == "float32"
     expected = math.exp(-0.7001) * 3.0001 + 0.7001
-    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    np.testing.assert_allclose(float(total), expected, rtol=1e-6)
 
 
 def test_fixed_weighting():
@@ -262,7 +264,7 @@ def test_any_name_of_a_task_is_stored(task, tmp_path):
     assert loaded.weighting.sigmas()[task] == pytest.approx(math.exp(0.7))
 
 
-def test_a_first_call_in_training_starts_at_the_equilibrium():
+def test_tasks_start_at_the_equilibrium():
     layer = UncertaintyWeighting(
         {**EVERY_LIKELIHOOD, "given": "laplace"}, {"given": 0.3}
     )
@@ -275,7 +277,7 @@ def test_a_first_call_in_training_starts_at_the_equilibrium():
         "given": pytest.approx(math.exp(0.3)),
     }
     for factor in (1.0, 7.0):  # the first call alone
-        layer({task: factor * loss for task, loss in tensors.items()}, training=True)
+        layer.start({task: factor * loss for task, loss in tensors.items()})
         for task, loss in task_losses.items():
             a, c, _ = FORMULAS[task]
             assert layer.task_weights()[task] == pytest.approx(c / loss, rel=1e-5)
@@ -285,22 +287,22 @@ def test_a_first_call_in_training_starts_at_the_equilibrium():
 @pytest.mark.parametrize("loss", [0.0, math.nan, math.inf])
 def test_a_loss_without_equilibrium_starts_nothing(loss):
     layer = UncertaintyWeighting({"depth": "laplace"})
-    layer({"depth": ops.array(loss)}, training=True)
+    layer.start({"depth": ops.array(loss)})
     assert layer.sigmas() == {"depth": 1.0}
-    layer({"depth": ops.array(2.0)}, training=True)
+    layer.start({"depth": 2.0})
     assert layer.sigmas() == {"depth": pytest.approx(2.0)}
 
 
 def test_an_absent_task_does_not_start():
     layer = UncertaintyWeighting({"depth": "laplace"})
-    layer({"depth": ops.array(5.0)}, present={"depth": 0.0}, training=True)
+    layer.observe("depth", ops.array(5.0), 0.0)
     assert layer.sigmas() == {"depth": 1.0}
 
 
 def test_a_frozen_layer_does_not_start():
     layer = UncertaintyWeighting({"depth": "laplace"})
     layer.trainable = False
-    layer({"depth": ops.array(5.0)}, training=True)
+    layer.start({"depth": 5.0})
     assert layer.sigmas() == {"depth": 1.0}
 
 
@@ -318,18 +320,40 @@ def test_every_optimizer_of_keras_keeps_s_within_its_bounds():
 @pytest.mark.parametrize("loss", [1e-30, 1e30])
 def test_no_loss_leads_out_of_the_bounds(loss):
     layer = UncertaintyWeighting({"depth": "laplace"})
-    total = layer({"depth": ops.array(loss)}, training=True)
+    layer.start({"depth": loss})
+    total = layer({"depth": ops.array(loss)})
     assert math.isfinite(float(total))
     weight = layer.task_weights()["depth"]
     assert weight == pytest.approx(math.exp(30 if loss < 1 else -30), rel=1e-5)
 
 
-def test_negative_losses_are_refused():
+def test_what_start_refuses():
     layer = UncertaintyWeighting({"depth": "laplace"})
-    with pytest.raises(ValueError, match="task 'depth' is negative .*-0.5"):
-        layer({"depth": ops.array(-0.5)})
-    fixed = FixedWeighting({"depth": 2.0})
-    assert float(fixed({"depth": ops.array(-0.5)})) == -1.0
+    with pytest.raises(ValueError, match="task 'depth' is negative"):
+        layer.start({"depth": ops.array(-0.5)})
+    with pytest.raises(ValueError, match="'width'"):
+        layer.start({"width": ops.array(0.5)})
+    assert layer.sigmas() == {"depth": 1.0}
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="compiles nothing")
+def test_start_is_not_compiled():
+    layer = UncertaintyWeighting({"depth": "laplace"})
+
+    def start(loss):
+        layer.start({"depth": loss})
+        return loss
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        compiled = jax.jit(start)
+    else:
+        import tensorflow as tf
+
+        compiled = tf.function(start, autograph=False)
+    with pytest.raises(ValueError, match="outside of compiled functions"):
+        compiled(ops.array(2.0))
 
 
 @pytest.mark.parametrize("bounds", [(1, 1), (2, -2), (-100, 0), (0, math.nan)])
@@ -362,9 +386,5 @@ def test_a_start_is_found_from_eight_elements_at_least():
         (2.0, 4, (1e-4 + 9 + 8) / 8),
         (5.0, 100, (1e-4 + 9 + 8) / 8),  # it has begun
     ):
-        layer(
-            {"depth": ops.array(loss)},
-            present={"depth": ops.array(float(count))},
-            training=True,
-        )
+        layer.observe("depth", ops.array(loss), float(count))
         assert layer.sigmas()["depth"] == pytest.approx(expected, rel=1e-5)

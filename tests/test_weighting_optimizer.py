@@ -470,3 +470,17 @@ def test_a_sigma_optimizer_that_decays_is_refused():
 def test_a_learning_rate_that_is_a_function():
     losses, found = train(build_trainer(keras.optimizers.SGD(lambda: 0.01)), 3)
     assert_follows(found, follow(keras.optimizers.SGD(0.01 * FACTOR), losses))
+
+
+def test_muon_decays_kernels_alone():
+    trainer = MultiTaskTrainer(
+        build_network(),
+        {"height": "mse", "weight": "mae"},
+        UncertaintyWeighting(LIKELIHOODS, STARTS),
+    )
+    trainer.compile(keras.optimizers.Muon(0.01, adam_weight_decay=10.0))
+    bias = trainer.network.get_layer("height").bias
+    bias.assign(ops.ones_like(bias))
+    frozen(trainer)
+    np.testing.assert_array_equal(ops.convert_to_numpy(bias), [1.0])
+    assert log_variances(trainer) == STARTS
