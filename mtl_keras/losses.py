@@ -269,7 +269,7 @@ def _as_weights(mask, elements, whose):
             f"{_as_text(elements)}, or one per sample, {_as_text(elements[:1])}; a "
             f"last axis of 1 does no harm. Received: shape {_as_text(mask.shape)}"
         )
-    mask = as_float(mask)
+    mask = ops.cast(mask, "float32")
     mask = ops.where(mask > 0, mask, ops.zeros_like(mask))  # NaN is not above 0 either
     if len(shape) == 1:
         return ops.reshape(mask, (-1, *[1] * (rank - 1)))

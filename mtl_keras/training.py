@@ -278,14 +278,14 @@ class MultiTaskTrainer(keras.Model):
         step = self.train_function
 
         def first_step(*args):
-            # Later losses are looked at when an epoch ends.
             self.train_function = step
-            result = step(*args)
-            logs = result[0] if isinstance(result, tuple) else result  # JAX: and state
+            logs = step(*args)
             self._check_signs({t: logs[f"{t}/loss"] for t in self.task_losses})
-            return result
+            return logs
 
-        if step is not before:
+        # Later losses are looked at when an epoch ends. So are all of JAX, which has the
+        # weights in the hands of `fit` by now.
+        if step is not before and keras.backend.backend() != "jax":
             self.train_function = first_step
 
     def export(self, filepath, *args, **kwargs):
@@ -576,7 +576,9 @@ class MultiTaskTrainer(keras.Model):
                     "mask is 0 where nothing counts, and above 0 elsewhere."
                 )
         return targets, {
-            task: np.ones(len(target)) if masks.get(task) is None else masks[task]
+            task: np.ones(len(target), "float32")
+            if masks.get(task) is None
+            else masks[task]
             for task, target in targets.items()
         }
 
