@@ -6,7 +6,7 @@ import keras
 from keras import ops, tree
 from keras.src.backend import get_keras_mask  # has no public name
 
-from mtl_keras.distribution import num_replicas
+from mtl_keras.distribution import mean_over_replicas, num_replicas
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
@@ -57,9 +57,8 @@ class MaskedLoss(keras.losses.Loss):
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         total, weight, _ = sum_loss(self.loss, y_true, y_pred, sample_weight, self.name)
-        mean = total / ops.where(weight > 0, weight, ops.ones_like(weight))
-        # As every loss of Keras: the replicas' losses are added up.
-        return mean / num_replicas()
+        mean, _ = mean_over_replicas(total, weight)
+        return mean / num_replicas()  # Keras adds up the losses of the replicas
 
     def get_config(self):
         config = super().get_config()
@@ -190,8 +189,13 @@ def sum_loss(loss, y_true, y_pred, mask=None, whose="the task"):
     if not _is_elementwise(loss):
         return _sum_weighted_mean(loss, y_true, y_pred, mask, whose)
     y_true, y_pred, weights = align(y_true, y_pred, mask, whose, loss.dtype)
-    _check_widths(loss, y_true, y_pred, whose)
-    values = loss.call(y_true, y_pred)
+    _check_shapes(loss, y_true, y_pred, weights, whose)
+    try:
+        values = loss.call(y_true, y_pred)
+    except Exception as error:
+        raise ValueError(
+            f"The loss of {whose} fails: {str(error).strip().splitlines()[0]}"
+        ) from error
     kept = get_keras_mask(values)  # by `ignore_class`
     values = as_float(values)
     weights = _fit_weights(weights, values, whose)
@@ -200,6 +204,8 @@ def sum_loss(loss, y_true, y_pred, mask=None, whose="the task"):
         weights = kept if weights is None else weights * kept
     if weights is None:
         is_mean = not len(values.shape)
+        if is_mean:
+            _check_replicas(whose)
         count = ops.shape(y_pred)[0] if is_mean else ops.size(values)
         count = ops.cast(count, values.dtype)
         return (values * count if is_mean else ops.sum(values)), count, count
@@ -208,7 +214,15 @@ def sum_loss(loss, y_true, y_pred, mask=None, whose="the task"):
     return ops.sum(weighted), ops.sum(weights), _count(weights)
 
 
-def align(y_true, y_pred, mask=None, whose="the task", dtype=None, ignore_class=None):
+def align(
+    y_true,
+    y_pred,
+    mask=None,
+    whose="the task",
+    dtype=None,
+    ignore_class=None,
+    keep_finite=False,
+):
     """Brings targets, predictions and mask of a task into step.
 
     Args:
@@ -216,6 +230,8 @@ def align(y_true, y_pred, mask=None, whose="the task", dtype=None, ignore_class=
         dtype: optional, that of targets and predictions afterwards. Defaults to their
             own, or float32 for half precision.
         ignore_class: optional int. Targets of this class do not count.
+        keep_finite: bool. Whether numbers under the mask stay as they are, and others
+            become 1; a metric, which multiplies by the weights, may divide by them.
 
     Returns:
         Targets; predictions, `(batch, ..., channels)`; both 0 where the mask is;
@@ -250,8 +266,9 @@ def align(y_true, y_pred, mask=None, whose="the task", dtype=None, ignore_class=
             given = _as_weights(given, tuple(y_pred.shape[:-1]), whose)
             weights = given if weights is None else weights * given
     if weights is not None:
-        y_true = tree.map_structure(lambda y: _select(weights, y), y_true)
-        y_pred = _select(weights, y_pred)
+        y_true, y_pred = tree.map_structure(
+            lambda y: _select(weights, y, keep_finite), (y_true, y_pred)
+        )
     return y_true, y_pred, weights
 
 
@@ -276,10 +293,14 @@ def _as_weights(mask, elements, whose):
     return ops.squeeze(mask, -1) if has_channel else mask
 
 
-def _select(weights, values):
-    """`values` where `weights` are above 0, else 0."""
+def _select(weights, values, keep_finite):
+    """`values` where `weights` are above 0, else 0 (or as `align` says)."""
     for _ in range(len(values.shape) - len(weights.shape)):
         weights = ops.expand_dims(weights, -1)
+    is_float = "float" in keras.backend.standardize_dtype(values.dtype)
+    if keep_finite and is_float:
+        is_kept = ops.logical_or(weights > 0, ops.isfinite(values))
+        return ops.where(is_kept, values, ops.ones_like(values))
     return ops.where(weights > 0, values, ops.zeros_like(values))
 
 
@@ -304,11 +325,7 @@ def _fit_weights(weights, values, whose):
 
 def _sum_weighted_mean(loss, y_true, y_pred, mask, whose):
     """`sum_loss` of a callable that takes weights and returns a mean."""
-    if num_replicas() > 1 and isinstance(loss, keras.losses.Loss):
-        raise ValueError(
-            f"The loss of {whose} has a `__call__` of its own, and may have divided by "
-            "the number of replicas or not; put what it does into `call`."
-        )
+    _check_replicas(whose)
     carried = get_keras_mask(y_pred)
     y_true = tree.map_structure(ops.convert_to_tensor, y_true)
     count, scaled = ops.cast(ops.shape(y_pred)[0], "float32"), None
@@ -340,12 +357,33 @@ def _sum_weighted_mean(loss, y_true, y_pred, mask, whose):
     return total, count, elements
 
 
-def _check_widths(loss, y_true, y_pred, whose):
-    """Refuses targets of another shape than the predictions, which most losses of Keras
-    would broadcast: samples against one another, at worst."""
+def _check_replicas(whose):
+    if num_replicas() > 1:
+        raise ValueError(
+            f"The loss of {whose} returns one number for the batch, which it may have "
+            "divided by the number of replicas, as Keras's own losses do, or not; let "
+            "it return a value per element."
+        )
+
+
+def _check_shapes(loss, y_true, y_pred, weights, whose):
+    """Refuses what a loss of Keras would take for something else: samples that it
+    compares with one another, channels that are not the last axis, and targets of
+    another shape than the predictions, which it would broadcast."""
     owner = getattr(loss, "fn", type(loss))
     name = getattr(owner, "__name__", "").lower()
-    takes_classes = name.startswith(("sparse", "ctc", "circle"))
+    if name == "circle" and weights is not None:
+        raise ValueError(
+            f"The loss of {whose} compares the samples of a batch with one another, so "
+            "that none can be masked."
+        )
+    axis = getattr(loss, "_fn_kwargs", {}).get("axis", -1)
+    if isinstance(axis, int) and axis not in (-1, len(y_pred.shape) - 1):
+        raise ValueError(
+            f"The loss of {whose} has its channels in the axis {axis}; they must be in "
+            "the last one."
+        )
+    takes_classes = name.startswith(("sparse", "ctc", "circle", "categorical_general"))
     module = str(getattr(owner, "__module__", ""))
     is_known = module.startswith(("keras.", "mtl_keras."))
     if takes_classes or not is_known or tree.is_nested(y_true):

@@ -1,5 +1,7 @@
 """Adam in one operation per weight, and a learning rate of their own for the sigmas."""
 
+import warnings
+
 import keras
 from keras import ops
 
@@ -148,6 +150,13 @@ class WeightingOptimizer(keras.optimizers.MultiOptimizer):
             store[str(i)] = ops.convert_to_numpy(variable)
 
     def load_own_variables(self, store):
+        if len(store.keys()) != len(self._variables):
+            warnings.warn(
+                f"The file has no state of the optimizer {self.name}, which starts "
+                "afresh.",
+                stacklevel=2,
+            )
+            return
         for i, variable in enumerate(self._variables):
             variable.assign(store[str(i)])
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import math
 import warnings
 
 import keras
@@ -13,7 +14,7 @@ from mtl_keras.distribution import (
     num_replicas,
     sum_over_replicas,
 )
-from mtl_keras.losses import align, get_loss, sum_loss
+from mtl_keras.losses import align, as_float, get_loss, sum_loss
 from mtl_keras.optimizers import DECAYS, WeightingOptimizer
 from mtl_keras.weighting import UncertaintyWeighting, check_loss
 
@@ -191,6 +192,12 @@ class MultiTaskTrainer(keras.Model):
             )
         strategy = getattr(self, "distribute_strategy", None)  # of TensorFlow
         if strategy is not None and strategy.num_replicas_in_sync > 1:
+            for name, plain in {"steps_per_execution": 1, "jit_compile": False}.items():
+                if kwargs.get(name, plain) not in (plain, "auto"):
+                    raise ValueError(
+                        "On several replicas of tf.distribute Keras fails with "
+                        f"`{name}`; leave it out."
+                    )
             _check_replicated(inner)
             if sigma_optimizer:
                 _check_replicated(keras.optimizers.get(sigma_optimizer))
@@ -283,8 +290,8 @@ class MultiTaskTrainer(keras.Model):
             self._check_signs({t: logs[f"{t}/loss"] for t in self.task_losses})
             return logs
 
-        # Later losses are looked at when an epoch ends. So are all of JAX, which has the
-        # weights in the hands of `fit` by now.
+        # Later losses are looked at when an epoch ends; and all of JAX, where the
+        # weights are in the hands of `fit` by now.
         if step is not before and keras.backend.backend() != "jax":
             self.train_function = first_step
 
@@ -330,11 +337,18 @@ class MultiTaskTrainer(keras.Model):
                     *batch,
                     whose=f"task {task!r}",
                     ignore_class=getattr(loss, "ignore_class", None),
+                    keep_finite=True,
                 )
                 if weights is not None:
                     weights = ops.broadcast_to(weights, ops.shape(output)[:-1])
                 for metric in metrics:
-                    metric.update_state(target, output, weights)
+                    try:
+                        metric.update_state(target, output, weights)
+                    except Exception as error:
+                        raise ValueError(
+                            f"The metric {metric.name!r} of task {task!r} fails: "
+                            f"{str(error).strip().splitlines()[0]}"
+                        ) from error
         return self.get_metrics_result()
 
     def get_metrics_result(self):
@@ -344,7 +358,22 @@ class MultiTaskTrainer(keras.Model):
         for task, metrics in self.task_metrics.items():
             for metric in metrics:
                 results[f"{task}/{metric.name}"] = metric.result()
+        for task, tracker in self.loss_trackers.items():
+            # Without a valid element there is no score; 0 would be a perfect one.
+            is_empty = ops.equal(ops.convert_to_tensor(tracker.count), 0.0)
+            for name, value in results.items():
+                value = ops.convert_to_tensor(value)
+                if name.startswith(f"{task}/") and len(value.shape) == 0:
+                    value = as_float(value)
+                    nan = ops.full_like(value, math.nan)
+                    results[name] = ops.where(is_empty, nan, value)
         return results
+
+    @property
+    def metrics_names(self):
+        """The names of what `evaluate` returns, in its order."""
+        _, *others = self.get_metrics_result()
+        return ["loss", *sorted(others)]
 
     def train_step(self, *args):
         """Keras's step, after which the log variances of absent tasks are put back."""
@@ -397,9 +426,15 @@ class MultiTaskTrainer(keras.Model):
         if self._sigma_optimizer is None or not self._learns_sigmas:
             return None
         weighting = self.weighting
+        averages = {}
+        if self._sigma_optimizer.built and self._sigma_optimizer.use_ema:
+            averages = {
+                task: self._average_of(s) for task, s in weighting.log_variances.items()
+            }
+        groups = weighting.log_variances, weighting.first_counts, averages
         copies = [
-            {task: ops.copy(variable) for task, variable in variables.items()}
-            for variables in (weighting.log_variances, weighting.first_counts)
+            {task: ops.copy(variable) for task, variable in group.items()}
+            for group in groups
         ]
         return ops.copy(self._sigma_optimizer.iterations), *copies
 
@@ -407,7 +442,7 @@ class MultiTaskTrainer(keras.Model):
         """Puts absent tasks back, moves those that start, and returns the logs."""
         weighting, optimizer = self.weighting, self._sigma_optimizer
         if before is not None:
-            iterations, log_variances, first_counts = before
+            iterations, log_variances, first_counts, averages = before
             is_updated = ops.not_equal(optimizer.iterations, iterations)
             for task, s in weighting.log_variances.items():
                 # Of an absent task: momentum would move it on. `seen` looks back to the
@@ -415,15 +450,17 @@ class MultiTaskTrainer(keras.Model):
                 seen = ops.convert_to_tensor(weighting.seen[task])
                 value = ops.convert_to_tensor(s)
                 s.assign(ops.where(seen > 0, value, log_variances[task]))
-                weighting.seen[task].assign(ops.where(is_updated, 0.0, seen))
                 # What the forward pass of JAX assigns to trainable weights is lost.
                 count = ops.convert_to_tensor(weighting.first_counts[task])
                 starts = ops.not_equal(count, first_counts[task])
                 weighting.move_to_start(task, starts)
-                if optimizer.use_ema:
-                    average = self._average_of(s)
-                    value = ops.convert_to_tensor(average)
-                    average.assign(ops.where(starts, ops.convert_to_tensor(s), value))
+                if task in averages:
+                    average, s = self._average_of(s), ops.convert_to_tensor(s)
+                    momentum = ops.where(iterations > 0, optimizer.ema_momentum, 0.0)
+                    held = momentum * averages[task] + (1 - momentum) * s
+                    value = ops.where(seen > 0, ops.convert_to_tensor(average), held)
+                    average.assign(ops.where(starts, s, value))
+                weighting.seen[task].assign(ops.where(is_updated, 0.0, seen))
         return weighting.logs() if hasattr(weighting, "logs") else {}
 
     def _average_of(self, s):
@@ -467,7 +504,8 @@ class MultiTaskTrainer(keras.Model):
         low, high = self.weighting.bounds
         for task, s in self.weighting.log_variances.items():
             value = float(ops.convert_to_numpy(s))
-            if not low < value < high and task not in self._on_a_bound:
+            is_on_one = value <= low or value >= high  # NaN is not
+            if is_on_one and task not in self._on_a_bound:
                 self._on_a_bound.add(task)
                 warnings.warn(
                     f"The log variance of task {task!r} is on its bound {value:g}: "
@@ -575,6 +613,7 @@ class MultiTaskTrainer(keras.Model):
                     f"The mask of task {task!r} has values that are negative or NaN; a "
                     "mask is 0 where nothing counts, and above 0 elsewhere."
                 )
+        targets = {task: y for task, y in targets.items() if y is not None}
         return targets, {
             task: np.ones(len(target), "float32")
             if masks.get(task) is None
@@ -587,7 +626,9 @@ class MultiTaskTrainer(keras.Model):
         return {
             "name": self.name,
             "network": serialize(self.network),
-            "losses": serialize(self.losses_by_task),
+            "losses": {
+                task: _serialize(loss) for task, loss in self.losses_by_task.items()
+            },
             "weighting": serialize(self.weighting),
             "task_metrics": serialize(self.task_metrics),
             "sigma_learning_rate_factor": self.sigma_learning_rate_factor,
@@ -602,6 +643,15 @@ class MultiTaskTrainer(keras.Model):
             for key, value in config.items()
         }
         return cls(**config)
+
+
+def _serialize(loss):
+    """A loss with all of its options; Keras forgets some, as the `delta` of `Huber`."""
+    serialized = keras.saving.serialize_keras_object(loss)
+    if isinstance(loss, keras.losses.Loss):
+        options = getattr(loss, "_fn_kwargs", {})
+        serialized["config"] = {**options, **serialized["config"]}
+    return serialized
 
 
 class _Lowest(keras.metrics.Metric):

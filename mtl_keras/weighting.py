@@ -144,7 +144,7 @@ class UncertaintyWeighting(keras.layers.Layer):
 
     def _add_scalar(self, name, value, **options):
         return self.add_weight(
-            name=name.replace("/", "_"),
+            name=name.replace("/", "_").replace(".", "_"),
             shape=(),
             initializer=keras.initializers.Constant(value),
             autocast=False,

@@ -217,6 +217,11 @@ def test_losses_that_may_divide_by_replicas_are_refused(monkeypatch):
         def __call__(self, y_true, y_pred, sample_weight=None):
             return super().__call__(y_true, y_pred, sample_weight)
 
+    class Sum(keras.losses.Loss):
+        def call(self, y_true, y_pred):
+            return keras.losses.MeanSquaredError()(y_true, y_pred)
+
     monkeypatch.setattr(losses, "num_replicas", lambda: 2)
-    with pytest.raises(ValueError, match="`__call__` of its own"):
-        losses.sum_loss(Own(), np.zeros((2, 1)), keras.ops.zeros((2, 1)))
+    for loss in (Own(), Sum(), lambda t, p, sample_weight: 1.0):
+        with pytest.raises(ValueError, match="one number for the batch"):
+            losses.sum_loss(loss, np.zeros((2, 1)), keras.ops.zeros((2, 1)))

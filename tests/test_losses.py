@@ -356,3 +356,24 @@ def test_losses_of_ones_own_may_stretch_targets():
 
     found = mean_of(pinball, np.ones((4, 1), "float32"), ops.zeros((4, 3)))
     assert found == pytest.approx(0.5)
+
+
+def test_losses_that_compare_samples_take_no_mask():
+    loss = get_loss(keras.losses.Circle(), "it")
+    labels, vectors = np.array([0, 1, 0, 1]), ops.array(np.eye(4, dtype="float32"))
+    sum_loss(loss, labels, vectors)
+    with pytest.raises(ValueError, match="compares the samples.*none can be masked"):
+        sum_loss(loss, labels, vectors, np.array([1, 1, 0, 0]))
+
+
+def test_channels_are_in_the_last_axis():
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, axis=1)
+    maps = np.zeros((2, 4, 4, 4), "float32")
+    with pytest.raises(ValueError, match="channels in the axis 1.*last one"):
+        sum_loss(loss, maps, ops.array(maps), np.ones((2, 4, 4)))
+
+
+def test_class_indices_for_losses_that_take_them():
+    loss = keras.losses.CategoricalGeneralizedCrossEntropy()
+    total, _, count = sum_loss(loss, np.array([0, 2]), ops.full((2, 3), 1 / 3))
+    assert float(count) == 2 and np.isfinite(float(total))

@@ -1126,6 +1126,87 @@ def test_compile_needs_an_optimizer():
         build_trainer().compile("adam", "mse")
 
 
+def test_a_task_without_a_valid_element_has_no_score():
+    x, targets = make_data()
+    trainer = build_trainer(task_metrics={"height": "mae"})
+    trainer.compile("sgd")
+    masks = {"height": np.zeros(24)}
+    logs = trainer.evaluate(
+        x, targets, sample_weight=masks, verbose=0, return_dict=True
+    )
+    assert math.isnan(logs["height/loss"]) and math.isnan(logs["height/mae"])
+    others = logs["weight/loss"] + logs["kind/loss"]  # at sigmas of 1
+    assert logs["loss"] == pytest.approx(others, rel=1e-5)
+
+
+def test_metrics_may_divide_by_targets_under_a_mask():
+    def relative(y_true, y_pred):
+        return ops.mean(ops.abs(y_pred - y_true) / ops.abs(y_true), axis=-1)
+
+    x, targets = make_data()
+    mask = np.arange(24) % 2
+    targets["height"] = np.where(mask[:, None] > 0, targets["height"], np.nan)
+    trainer = build_trainer(task_metrics={"height": relative})
+    trainer.compile("sgd")
+    logs = trainer.test_on_batch(x, targets, {"height": mask}, return_dict=True)
+    output = ops.convert_to_numpy(trainer.network(x)["height"])
+    errors = np.abs(output - targets["height"]) / np.abs(targets["height"])
+    assert logs["height/relative"] == pytest.approx(np.nanmean(errors), rel=1e-5)
+
+
+def test_options_of_losses_are_saved(tmp_path):
+    x, targets = make_data()
+    losses = {**task_losses(), "height": keras.losses.Huber(delta=0.3)}
+    trainer = build_trainer(losses=losses)
+    trainer.compile("sgd")
+    trainer.save(tmp_path / "trainer.keras")
+    loaded = keras.saving.load_model(tmp_path / "trainer.keras")
+    logs = [
+        model.evaluate(x, targets, verbose=0, return_dict=True)
+        for model in (trainer, loaded)
+    ]
+    assert logs[0] == pytest.approx(logs[1], rel=1e-6)
+
+
+def test_names_of_what_evaluate_returns():
+    x, targets = make_data()
+    trainer = build_trainer(task_metrics={"height": "mae"})
+    trainer.compile("sgd")
+    values = trainer.evaluate(x, targets, verbose=0)
+    named = trainer.evaluate(x, targets, verbose=0, return_dict=True)
+    assert dict(zip(trainer.metrics_names, values, strict=True)) == named
+
+
+def test_weights_saved_before_compiling_are_loaded(tmp_path):
+    build_trainer().save_weights(tmp_path / "trainer.weights.h5")
+    trainer = build_trainer()
+    trainer.compile("adam")
+    trainer.train_on_batch(*make_data())
+    with pytest.warns(UserWarning, match="no state of the optimizer"):
+        trainer.load_weights(tmp_path / "trainer.weights.h5")
+
+
+def test_what_fails_is_named():
+    x, targets = make_data()
+    trainer = build_trainer(losses={**task_losses(), "kind": "categorical_hinge"})
+    trainer.compile("sgd", run_eagerly=True)
+    with pytest.raises(ValueError, match="targets of task 'kind' must have the shape"):
+        trainer.test_on_batch(x, targets)
+
+    def fails(y_true, y_pred):
+        raise RuntimeError("no such thing")
+
+    for options in ({"losses": {**task_losses(), "kind": fails}},):
+        trainer = build_trainer(**options)
+        trainer.compile("sgd", run_eagerly=True)
+        with pytest.raises(ValueError, match="loss of task 'kind' fails: no such"):
+            trainer.test_on_batch(x, targets)
+    trainer = build_trainer(task_metrics={"height": fails})
+    trainer.compile("sgd", run_eagerly=True)
+    with pytest.raises(ValueError, match="'fails' of task 'height' fails: no such"):
+        trainer.test_on_batch(x, targets)
+
+
 @pytest.mark.slow
 def test_noise_levels_of_the_data_are_found():
     """Two regressions with noise of known size, as in the authors' example."""

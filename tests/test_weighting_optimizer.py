@@ -484,3 +484,13 @@ def test_muon_decays_kernels_alone():
     frozen(trainer)
     np.testing.assert_array_equal(ops.convert_to_numpy(bias), [1.0])
     assert log_variances(trainer) == STARTS
+
+
+def test_the_average_of_an_absent_task_comes_to_its_s():
+    trainer = build_trainer(keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.5))
+    train(trainer, 3)
+    absent = {"height": np.zeros(16, "float32"), "weight": np.ones(16, "float32")}
+    train(trainer, 20, lambda step: absent)
+    s = log_variances(trainer)["height"]
+    trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
+    assert log_variances(trainer)["height"] == pytest.approx(s, abs=1e-5)
