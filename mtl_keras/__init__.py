@@ -4,7 +4,7 @@ import importlib
 import importlib.machinery
 import sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _PUBLIC = {
     "FixedWeighting": "weighting",

@@ -139,7 +139,7 @@ class MultiTaskTrainer(keras.Model):
         for task in self.task_losses:
             self.loss_trackers[task] = keras.metrics.Mean(name=f"{task}_loss")
             self.lowest_trackers[task] = _Lowest(name=f"{task}_lowest")
-        self._on_a_bound = set()
+        self._warned_of = set()
         self.built = network.built
 
     def call(self, x, training=None):
@@ -504,9 +504,16 @@ class MultiTaskTrainer(keras.Model):
         low, high = self.weighting.bounds
         for task, s in self.weighting.log_variances.items():
             value = float(ops.convert_to_numpy(s))
-            is_on_one = value <= low or value >= high  # NaN is not
-            if is_on_one and task not in self._on_a_bound:
-                self._on_a_bound.add(task)
+            if low < value < high or task in self._warned_of:
+                continue
+            self._warned_of.add(task)
+            if value != value:
+                warnings.warn(
+                    f"The loss of task {task!r} was NaN, and so are its sigma and the "
+                    "network now; mask targets that are NaN.",
+                    stacklevel=2,
+                )
+            else:
                 warnings.warn(
                     f"The log variance of task {task!r} is on its bound {value:g}: "
                     + (

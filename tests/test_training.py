@@ -1126,6 +1126,19 @@ def test_compile_needs_an_optimizer():
         build_trainer().compile("adam", "mse")
 
 
+def test_a_nan_that_is_not_masked_is_named():
+    x, targets = make_data()
+    targets["weight"][3] = np.nan
+    trainer = build_trainer()
+    trainer.compile("sgd")
+    with pytest.warns(
+        UserWarning, match="loss of task 'weight' was NaN.*mask"
+    ) as found:
+        trainer.fit(x, targets, epochs=2, batch_size=8, verbose=0)
+    own = [w for w in found if "'weight'" in str(w.message)]
+    assert len(own) == 1
+
+
 def test_a_task_without_a_valid_element_has_no_score():
     x, targets = make_data()
     trainer = build_trainer(task_metrics={"height": "mae"})
