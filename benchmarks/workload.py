@@ -47,7 +47,7 @@ def build_trainer(precision="float32", jit=False, **network_options):
     trainer = MultiTaskTrainer(
         build_network(num_classes=NUM_CLASSES, **network_options),
         losses,
-        UncertaintyWeighting(dict.fromkeys(TASKS, "mtl")),
+        UncertaintyWeighting(dict.fromkeys(TASKS, "mtl"), 0.0),
     )
     jit = jit or keras.backend.backend() == "jax"
     trainer.compile(Adam(1e-4), jit_compile=jit)
