@@ -272,7 +272,7 @@ def test_more_pixels_than_pillow_takes(own_tree):
     content[16:24] = struct.pack(">II", 20000, 10000)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"{path.name} says.*200000000 pixels"):
+    with pytest.raises(UserError, match=f"{path.name} claims.*200000000 pixels"):
         read(own_tree)
 
 
