@@ -69,7 +69,7 @@ def parse_fields(text):
             )
         if value not in CHOICES.get(name, [value]):
             raise argparse.ArgumentTypeError(
-                f"{pair!r}: choose of {', '.join(CHOICES[name])}"
+                f"{pair!r}: choose from {', '.join(CHOICES[name])}"
             )
         fields[name] = parsers.get(name, str)(value)
     return fields

@@ -66,7 +66,7 @@ def parse_recipe(text):
     if text not in RECIPES:
         names = [name for name in RECIPES if "/" not in name]
         raise argparse.ArgumentTypeError(
-            f"unknown recipe {text!r}: choose of {', '.join(names)}, or a row of a "
+            f"unknown recipe {text!r}: choose from {', '.join(names)}, or a row of a "
             "table, such as A/all"
         )
     return text
@@ -101,7 +101,7 @@ def parse_likelihoods(text):
     for task, name in likelihoods.items():
         if name not in known:
             raise argparse.ArgumentTypeError(
-                f"unknown likelihood {name!r} of {task}: choose of {', '.join(known)}"
+                f"unknown likelihood {name!r} of {task}: choose from {', '.join(known)}"
             )
     return likelihoods
 
@@ -133,7 +133,7 @@ def _parse_pairs(text):
 def _check_task(name):
     if name not in TASKS:
         raise argparse.ArgumentTypeError(
-            f"unknown task {name!r}: choose of {', '.join(TASKS)}"
+            f"unknown task {name!r}: choose from {', '.join(TASKS)}"
         )
 
 

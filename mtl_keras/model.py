@@ -301,4 +301,4 @@ def _apply_batch_norm(x, name):
 
 def _check_choice(name, value, choices):
     if value not in choices:
-        raise UserError(f"Unknown {name} {value!r}; choose of {', '.join(choices)}.")
+        raise UserError(f"Unknown {name} {value!r}; choose from {', '.join(choices)}.")

@@ -447,4 +447,4 @@ def _describe_class(i, targets, predictions, class_names):
 
 def _check_choice(name, value, choices):
     if value not in choices:
-        raise UserError(f"Unknown {name} {value!r}; choose of {', '.join(choices)}.")
+        raise UserError(f"Unknown {name} {value!r}; choose from {', '.join(choices)}.")

@@ -190,7 +190,7 @@ def find_root(name="", pair=(), root=""):
 
     Raises:
         UserError: if it does not exist, or if none is given and there is more than
-            one to choose of.
+            one to choose from.
     """
     if root:
         if not pathlib.Path(root).is_dir():

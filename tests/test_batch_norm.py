@@ -3,15 +3,14 @@
 import keras
 import numpy as np
 import pytest
+from backends import only_on
 from gradients import value_and_gradients
 from keras import ops
 from layer_checks import check_layer
 
 from mtl_keras.layers import BatchNormalization
 
-tensorflow_only = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="about TensorFlow's kernel"
-)
+tensorflow_only = only_on("tensorflow", "about its fused kernel")
 
 SHAPE = (3, 4, 5, 6)
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")

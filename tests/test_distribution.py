@@ -8,6 +8,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from backends import only_on
 
 from mtl_keras.distribution import mean_over_replicas, num_replicas, sum_over_replicas
 
@@ -147,7 +148,7 @@ def assert_alike(found, expected, rel=1e-5):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
+@only_on("tensorflow", "tf.distribute")
 def test_two_replicas_are_one_device():
     trainings = (
         {"optimizer": SGD, "size": 16, "epochs": 25},
@@ -163,7 +164,7 @@ def test_two_replicas_are_one_device():
         assert_alike(two, one, rel=1e-2 if "policy" in training else 1e-5)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution")
+@only_on("jax", "keras.distribution")
 def test_two_shards_are_one_device():
     trainings = (
         {"optimizer": SGD, "size": 16, "epochs": 25},
@@ -173,7 +174,7 @@ def test_two_shards_are_one_device():
         assert_alike(two, one)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
+@only_on("tensorflow", "tf.distribute")
 @pytest.mark.parametrize(
     "options",
     [
@@ -209,7 +210,7 @@ def test_without_a_strategy_there_is_one_replica():
     assert float(mean) == 0.0
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
+@only_on("tensorflow", "tf.distribute")
 def test_losses_that_may_divide_by_replicas_are_refused(monkeypatch):
     from mtl_keras import losses
 

@@ -9,6 +9,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from backends import only_on
 from keras import ops
 
 from examples import applications, known_noise, noisy_lines, tabular
@@ -125,10 +126,9 @@ def test_custom_loop_keeps_the_bounds(loop):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="starts the other backends")
+@only_on("tensorflow", "one run is enough: it starts the other backends")
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_custom_loop_sets_its_backend(backend):
-    pytest.importorskip(backend)
     result = subprocess.run(
         [sys.executable, "-m", f"examples.custom_loop_{backend}", "--seed", "1"],
         cwd=ROOT,
@@ -162,7 +162,7 @@ def test_table_has_missing_labels():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="takes minutes on a CPU with JAX")
+@only_on("tensorflow", "takes minutes on a CPU with JAX")
 def test_applications_learns_shapes_and_boxes(capsys):
     results = applications.main([])
     before, after = results["before"], results["after"]

@@ -4,6 +4,7 @@ import math
 import keras
 import numpy as np
 import pytest
+from backends import only_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
@@ -12,9 +13,7 @@ from layer_checks import check_layer
 from mtl_keras import layers
 from mtl_keras.layers import AtrousConv2D, BilinearResize, ResizeConv2D
 
-tensorflow_only = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="compares with TensorFlow's ops"
-)
+tensorflow_only = only_on("tensorflow", "compares with its own operations")
 SAMPLINGS = {"legacy": False, "half_pixel": True}
 
 # Source and target: the network's ratio, fractional ratios, rows up and columns

@@ -4,8 +4,8 @@ import ast
 import importlib
 import pathlib
 
-import keras
 import pytest
+from backends import not_on
 
 import mtl_keras
 
@@ -112,9 +112,7 @@ def test_the_core_is_imported_without_tensorflow(module):
         ), name
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() == "tensorflow", reason="about the other backends"
-)
+@not_on("tensorflow", "about runs without it")
 def test_there_is_no_tensorflow_beside_another_backend():
     with pytest.raises(ImportError):
         importlib.import_module("tensorflow")

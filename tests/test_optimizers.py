@@ -3,14 +3,13 @@ import doctest
 import keras
 import numpy as np
 import pytest
+from backends import only_on
 from keras import ops
 
 from mtl_keras import optimizers
 from mtl_keras.optimizers import Adam
 
-tensorflow_only = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="about TensorFlow's kernel"
-)
+tensorflow_only = only_on("tensorflow", "about its fused kernel")
 SHAPES = {"kernel": (3, 4), "bias": (4,)}
 
 

@@ -1,17 +1,11 @@
 """The PyTorch twin of the benchmarks computes what the Keras network computes."""
 
-import keras
 import pytest
 
+from benchmarks import torch_twin
+from benchmarks.step_worker import TensorFlowProgram, TorchProgram
+from benchmarks.variants import Variant
 from mtl_keras import model
-
-pytest.importorskip("torch", reason="the PyTorch twin needs the extra `benchmarks`")
-if keras.backend.backend() != "tensorflow":
-    pytest.skip("the comparison takes TensorFlow's gradients", allow_module_level=True)
-
-from benchmarks import torch_twin  # noqa: E402
-from benchmarks.step_worker import TensorFlowProgram, TorchProgram  # noqa: E402
-from benchmarks.variants import Variant  # noqa: E402
 
 SIZE = (64, 128)
 BACKBONES = ["small", pytest.param("resnet101", marks=pytest.mark.slow)]

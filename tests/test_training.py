@@ -7,6 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from backends import only_on
 from keras import ops
 
 from mtl_keras import training
@@ -14,9 +15,7 @@ from mtl_keras.losses import MaskedLoss
 from mtl_keras.training import MultiTaskTrainer
 from mtl_keras.weighting import FixedWeighting, UncertaintyWeighting
 
-tensorflow_only = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="uses tf.data"
-)
+tensorflow_only = only_on("tensorflow", "uses tf.data, its export or its tracing")
 
 TASKS = ("height", "weight", "kind")
 LIKELIHOODS = {"height": "gaussian", "weight": "laplace", "kind": "softmax"}
@@ -1324,8 +1323,6 @@ def test_tensorflow_and_jax_train_alike(policy, of_losses, of_weights, tmp_path)
     other = {"tensorflow": "jax", "jax": "tensorflow"}.get(backend)
     elsewhere = os.environ.get("OTHER_BACKEND_PYTHON", "")
     other_python = elsewhere.partition(":")[2] or python
-    if not elsewhere:
-        pytest.importorskip(other)
     results = []
     for name, executable in ((backend, python), (other, other_python)):
         path = tmp_path / f"{name}.npz"

@@ -4,6 +4,7 @@ import math
 import keras
 import numpy as np
 import pytest
+from backends import not_on
 from gradients import value_and_gradients
 from keras import ops
 from layer_checks import check_layer
@@ -336,7 +337,7 @@ def test_what_start_refuses():
     assert layer.sigmas() == {"depth": 1.0}
 
 
-@pytest.mark.skipif(keras.backend.backend() == "torch", reason="compiles nothing")
+@not_on("torch", "it compiles nothing")
 def test_start_is_not_compiled():
     layer = UncertaintyWeighting({"depth": "laplace"})
 
@@ -367,10 +368,9 @@ def test_starts_outside_of_the_bounds_are_refused():
         UncertaintyWeighting({"depth": "mtl"}, 40.0)
 
 
+@not_on("jax", "it has no float64 unless it is told to")
 def test_double_precision_is_kept():
     layer = UncertaintyWeighting({"depth": "laplace"}, 0.0)
-    if keras.backend.backend() == "jax":
-        pytest.skip("JAX has no float64 unless it is told to")
     total = layer({"depth": ops.array(1.0 + 1e-12, "float64")})
     assert keras.backend.standardize_dtype(total.dtype) == "float64"
     assert float(total) == 1.0 + 1e-12

@@ -394,7 +394,8 @@ def test_the_optimizer_is_saved_and_goes_on(tmp_path):
 
 
 def test_checkpoints_hold_the_state_of_the_optimizer_once(tmp_path):
-    h5py = pytest.importorskip("h5py")
+    import h5py
+
     trainer = build_trainer(keras.optimizers.Adam(0.01))
     train(trainer, 1)
     trainer.save_weights(tmp_path / "trainer.weights.h5")
