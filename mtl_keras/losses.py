@@ -157,6 +157,15 @@ def get_loss(identifier, whose):
     return loss
 
 
+def serialize_loss(loss):
+    """A loss with all of its options; Keras forgets some, as the `delta` of `Huber`."""
+    serialized = keras.saving.serialize_keras_object(loss)
+    if isinstance(loss, keras.losses.Loss):
+        options = getattr(loss, "_fn_kwargs", {})
+        serialized["config"] = {**options, **serialized["config"]}
+    return serialized
+
+
 def sum_loss(loss, y_true, y_pred, mask=None, whose="the task"):
     """Sums a loss over the valid elements of a batch.
 

@@ -1,4 +1,5 @@
-"""The metrics of the tables, and the constant predictor to judge them by.
+"""Metrics as Keras takes them, those of the tables, and the constant predictor to judge
+them by.
 
 Sums and counts live in the metrics' weights, so the scores do not depend on how a
 split is cut into batches.
@@ -190,3 +191,113 @@ class SplitScore:
         if not self.num_valid.get("semantic"):
             return {}
         return self.metrics["semantic"][0].per_class_iou()
+
+
+class Lowest(keras.metrics.Metric):
+    """The lowest of the values below 0, and 0."""
+
+    def __init__(self, name, **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.lowest = self.add_variable((), "zeros", name="lowest")
+
+    def update_state(self, value):
+        value = ops.cast(ops.stop_gradient(value), self.lowest.dtype)
+        self.lowest.assign(ops.minimum(self.lowest, value))
+
+    def result(self):
+        return ops.convert_to_tensor(self.lowest)
+
+
+def get_metrics(task, metrics, loss=None):
+    """What Keras takes for metrics of an output, as a list of `keras.metrics.Metric`.
+
+    Args:
+        task: str, for messages.
+        metrics: a metric, its name or a function, or a list of them, or `None`.
+        loss: optional `keras.losses.Loss` of the task, which tells what the name
+            `accuracy` means.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if metrics is None:
+        return []
+    if not isinstance(metrics, (list, tuple)):
+        metrics = [metrics]
+    return [_get_metric(task, metric, loss) for metric in metrics]
+
+
+def _get_metric(task, identifier, loss):
+    is_accuracy = str(identifier).lower() in ("accuracy", "acc")
+    try:
+        if is_accuracy:
+            metric = _choose_accuracy(task, loss)
+        else:
+            metric = keras.metrics.get(identifier)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`task_metrics` of {task!r} must be Keras metrics or their names. "
+            f"Received: {identifier!r} ({str(error).splitlines()[0]})"
+        ) from error
+    if not isinstance(metric, keras.metrics.Metric):
+        name = getattr(metric, "__name__", None)
+        if not callable(metric):
+            raise ValueError(
+                f"`task_metrics` of {task!r} must be Keras metrics or their names. "
+                f"Received: {identifier!r}"
+            )
+        metric = keras.metrics.MeanMetricWrapper(metric, name=name)
+    if isinstance(identifier, str):
+        metric.name = identifier
+    return metric
+
+
+def _choose_accuracy(task, loss):
+    name = getattr(loss, "fn", loss)
+    name = getattr(name, "__name__", type(name).__name__).replace("_", "").lower()
+    if name.startswith("binary"):
+        config = loss.get_config()
+        threshold = 0.0 if config.get("from_logits") else 0.5
+        return keras.metrics.BinaryAccuracy(threshold=threshold)
+    if name.startswith("sparsecategorical"):
+        return keras.metrics.SparseCategoricalAccuracy()
+    if name.startswith("categorical"):
+        return keras.metrics.CategoricalAccuracy()
+    raise ValueError(
+        "what accuracy is meant does not follow from the loss; name it, such as "
+        "'sparse_categorical_accuracy'"
+    )
+
+
+def build_metrics(task_metrics, outputs):
+    """Lets metrics that make their variables at first use, such as `R2Score`, do so:
+    in a step of JAX it is too late."""
+    for task, metrics in task_metrics.items():
+        shape = tuple(outputs[task].shape)
+        if None in shape[1:]:
+            continue
+        for metric in metrics:
+            if not getattr(metric, "_built", True):
+                zeros = ops.zeros((2, *shape[1:]))
+                metric.update_state(zeros, zeros)
+                metric.reset_state()
+
+
+def check_metrics(task_metrics):
+    """Raises `ValueError` if two metrics would be one, or share a name in the logs."""
+    owners = {}
+    for task, metrics in task_metrics.items():
+        names = ["loss", "sigma", "weight"]
+        for metric in metrics:
+            if id(metric) in owners:
+                raise ValueError(
+                    f"The tasks {owners[id(metric)]!r} and {task!r} share the metric "
+                    f"{metric.name!r}, which would mix them; make one for each."
+                )
+            if metric.name in names:
+                raise ValueError(
+                    f"The task {task!r} logs {metric.name!r} twice; give the metric "
+                    "another `name`."
+                )
+            owners[id(metric)] = task
+            names.append(metric.name)

@@ -231,3 +231,21 @@ def _check_sigma_optimizer(optimizer):
                 "`sigma_optimizer` must have no weight decay, which would pull every "
                 f"log variance towards 0. Received: {name}={decay}"
             )
+
+
+def check_replicated(optimizer):
+    """Raises `ValueError` for what Keras does not do right on several replicas."""
+    clips = "clips the gradient of each replica by itself"
+    faults = {
+        "clipnorm": clips,
+        "global_clipnorm": clips,
+        "clipvalue": clips,
+        "gradient_accumulation_steps": "fails to accumulate gradients",
+        "ema_overwrite_frequency": "fails to overwrite weights by their averages",
+    }
+    for name, fault in faults.items():
+        if getattr(optimizer, name):
+            raise ValueError(
+                f"On several replicas of tf.distribute Keras {fault}; leave `{name}` "
+                "out, or train on JAX with keras.distribution."
+            )

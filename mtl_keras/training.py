@@ -14,8 +14,9 @@ from mtl_keras.distribution import (
     num_replicas,
     sum_over_replicas,
 )
-from mtl_keras.losses import align, as_float, get_loss, sum_loss
-from mtl_keras.optimizers import DECAYS, WeightingOptimizer
+from mtl_keras.losses import align, as_float, get_loss, serialize_loss, sum_loss
+from mtl_keras.metrics import Lowest, build_metrics, check_metrics, get_metrics
+from mtl_keras.optimizers import DECAYS, WeightingOptimizer, check_replicated
 from mtl_keras.weighting import UncertaintyWeighting, check_loss
 
 
@@ -125,9 +126,9 @@ class MultiTaskTrainer(keras.Model):
             task: get_metrics(task, metrics, self.task_losses.get(task))
             for task, metrics in (task_metrics or {}).items()
         }
-        _check_metrics(self.task_metrics)
+        check_metrics(self.task_metrics)
         if hasattr(network, "output_names"):  # others tell when they are called
-            _build_metrics(self.task_metrics, self._check_outputs(network.output))
+            build_metrics(self.task_metrics, self._check_outputs(network.output))
         elif getattr(network, "outputs", None):  # a built `Sequential`
             self._check_outputs(network.outputs[0])
         _check_weighting(weighting, self.task_losses)
@@ -138,7 +139,7 @@ class MultiTaskTrainer(keras.Model):
         self.loss_trackers, self.lowest_trackers = {}, {}
         for task in self.task_losses:
             self.loss_trackers[task] = keras.metrics.Mean(name=f"{task}_loss")
-            self.lowest_trackers[task] = _Lowest(name=f"{task}_lowest")
+            self.lowest_trackers[task] = Lowest(name=f"{task}_lowest")
         self._warned_of = set()
         self.built = network.built
 
@@ -198,9 +199,9 @@ class MultiTaskTrainer(keras.Model):
                         "On several replicas of tf.distribute Keras fails with "
                         f"`{name}`; leave it out."
                     )
-            _check_replicated(inner)
+            check_replicated(inner)
             if sigma_optimizer:
-                _check_replicated(keras.optimizers.get(sigma_optimizer))
+                check_replicated(keras.optimizers.get(sigma_optimizer))
         if any(getattr(inner, name, None) for name in DECAYS):
             if not self.network.built:
                 raise ValueError(
@@ -634,7 +635,7 @@ class MultiTaskTrainer(keras.Model):
             "name": self.name,
             "network": serialize(self.network),
             "losses": {
-                task: _serialize(loss) for task, loss in self.losses_by_task.items()
+                task: serialize_loss(loss) for task, loss in self.losses_by_task.items()
             },
             "weighting": serialize(self.weighting),
             "task_metrics": serialize(self.task_metrics),
@@ -650,143 +651,6 @@ class MultiTaskTrainer(keras.Model):
             for key, value in config.items()
         }
         return cls(**config)
-
-
-def _serialize(loss):
-    """A loss with all of its options; Keras forgets some, as the `delta` of `Huber`."""
-    serialized = keras.saving.serialize_keras_object(loss)
-    if isinstance(loss, keras.losses.Loss):
-        options = getattr(loss, "_fn_kwargs", {})
-        serialized["config"] = {**options, **serialized["config"]}
-    return serialized
-
-
-class _Lowest(keras.metrics.Metric):
-    """The lowest of the values below 0, and 0."""
-
-    def __init__(self, name, **kwargs):
-        super().__init__(name=name, **kwargs)
-        self.lowest = self.add_variable((), "zeros", name="lowest")
-
-    def update_state(self, value):
-        value = ops.cast(ops.stop_gradient(value), self.lowest.dtype)
-        self.lowest.assign(ops.minimum(self.lowest, value))
-
-    def result(self):
-        return ops.convert_to_tensor(self.lowest)
-
-
-def get_metrics(task, metrics, loss=None):
-    """What Keras takes for metrics of an output, as a list of `keras.metrics.Metric`.
-
-    Args:
-        task: str, for messages.
-        metrics: a metric, its name or a function, or a list of them, or `None`.
-        loss: optional `keras.losses.Loss` of the task, which tells what the name
-            `accuracy` means.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    if metrics is None:
-        return []
-    if not isinstance(metrics, (list, tuple)):
-        metrics = [metrics]
-    return [_get_metric(task, metric, loss) for metric in metrics]
-
-
-def _get_metric(task, identifier, loss):
-    is_accuracy = str(identifier).lower() in ("accuracy", "acc")
-    try:
-        if is_accuracy:
-            metric = _choose_accuracy(task, loss)
-        else:
-            metric = keras.metrics.get(identifier)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"`task_metrics` of {task!r} must be Keras metrics or their names. "
-            f"Received: {identifier!r} ({str(error).splitlines()[0]})"
-        ) from error
-    if not isinstance(metric, keras.metrics.Metric):
-        name = getattr(metric, "__name__", None)
-        if not callable(metric):
-            raise ValueError(
-                f"`task_metrics` of {task!r} must be Keras metrics or their names. "
-                f"Received: {identifier!r}"
-            )
-        metric = keras.metrics.MeanMetricWrapper(metric, name=name)
-    if isinstance(identifier, str):
-        metric.name = identifier
-    return metric
-
-
-def _choose_accuracy(task, loss):
-    name = getattr(loss, "fn", loss)
-    name = getattr(name, "__name__", type(name).__name__).replace("_", "").lower()
-    if name.startswith("binary"):
-        config = loss.get_config()
-        threshold = 0.0 if config.get("from_logits") else 0.5
-        return keras.metrics.BinaryAccuracy(threshold=threshold)
-    if name.startswith("sparsecategorical"):
-        return keras.metrics.SparseCategoricalAccuracy()
-    if name.startswith("categorical"):
-        return keras.metrics.CategoricalAccuracy()
-    raise ValueError(
-        "what accuracy is meant does not follow from the loss; name it, such as "
-        "'sparse_categorical_accuracy'"
-    )
-
-
-def _build_metrics(task_metrics, outputs):
-    """Lets metrics that make their variables at first use, such as `R2Score`, do so:
-    in a step of JAX it is too late."""
-    for task, metrics in task_metrics.items():
-        shape = tuple(outputs[task].shape)
-        if None in shape[1:]:
-            continue
-        for metric in metrics:
-            if not getattr(metric, "_built", True):
-                zeros = ops.zeros((2, *shape[1:]))
-                metric.update_state(zeros, zeros)
-                metric.reset_state()
-
-
-def _check_metrics(task_metrics):
-    """Raises `ValueError` if two metrics would be one, or share a name in the logs."""
-    owners = {}
-    for task, metrics in task_metrics.items():
-        names = ["loss", "sigma", "weight"]
-        for metric in metrics:
-            if id(metric) in owners:
-                raise ValueError(
-                    f"The tasks {owners[id(metric)]!r} and {task!r} share the metric "
-                    f"{metric.name!r}, which would mix them; make one for each."
-                )
-            if metric.name in names:
-                raise ValueError(
-                    f"The task {task!r} logs {metric.name!r} twice; give the metric "
-                    "another `name`."
-                )
-            owners[id(metric)] = task
-            names.append(metric.name)
-
-
-def _check_replicated(optimizer):
-    """Raises `ValueError` for what Keras does not do right on several replicas."""
-    clips = "clips the gradient of each replica by itself"
-    faults = {
-        "clipnorm": clips,
-        "global_clipnorm": clips,
-        "clipvalue": clips,
-        "gradient_accumulation_steps": "fails to accumulate gradients",
-        "ema_overwrite_frequency": "fails to overwrite weights by their averages",
-    }
-    for name, fault in faults.items():
-        if getattr(optimizer, name):
-            raise ValueError(
-                f"On several replicas of tf.distribute Keras {fault}; leave `{name}` "
-                "out, or train on JAX with keras.distribution."
-            )
 
 
 def _check_weighting(weighting, tasks):
