@@ -13,9 +13,8 @@ _PUBLIC = {
     "UncertaintyWeighting": "weighting",
     "build_network": "model",
 }
-_MODULES = (
-    "cityscapes",
-    "instances",
+# Those on Keras, which need nothing but it and NumPy; and those that do without Keras.
+_ON_KERAS = (
     "layers",
     "losses",
     "metrics",
@@ -24,6 +23,7 @@ _MODULES = (
     "training",
     "weighting",
 )
+_MODULES = ("cityscapes", "instances", *_ON_KERAS)
 __all__ = [*_PUBLIC, *_MODULES]
 
 
@@ -31,7 +31,8 @@ def __getattr__(name):
     # Loaded on first use: the scripts' --help and the renderer's worker
     # processes import the package without waiting for Keras.
     if name in _PUBLIC or name in _MODULES:
-        importlib.import_module("keras")  # and with it the modules
+        if name not in ("cityscapes", "instances"):
+            importlib.import_module("keras")  # and with it the modules
         module = importlib.import_module(f"mtl_keras.{_PUBLIC.get(name, name)}")
         return getattr(module, name) if name in _PUBLIC else module
     raise AttributeError(f"module 'mtl_keras' has no attribute {name!r}")
@@ -43,7 +44,7 @@ def __dir__():
 
 def _import_modules():
     """Makes the classes known to `keras.models.load_model`."""
-    for name in _MODULES:
+    for name in _ON_KERAS:
         importlib.import_module(f"mtl_keras.{name}")
 
 
@@ -62,9 +63,7 @@ class _AfterKeras(importlib.machinery.PathFinder):
         def load_and_import(module):
             sys.meta_path.remove(cls)
             load(module)
-            # Those that do not import Keras say nothing about who imports it.
-            theirs = set(_MODULES) - {"cityscapes", "instances"}
-            if not any(f"mtl_keras.{name}" in sys.modules for name in theirs):
+            if not any(f"mtl_keras.{name}" in sys.modules for name in _ON_KERAS):
                 _import_modules()
 
         spec.loader.exec_module = load_and_import

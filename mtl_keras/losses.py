@@ -202,9 +202,7 @@ def sum_loss(loss, y_true, y_pred, mask=None, whose="the task"):
     try:
         values = loss.call(y_true, y_pred)
     except Exception as error:
-        raise ValueError(
-            f"The loss of {whose} fails: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise ValueError(f"The loss of {whose} fails: {first_line(error)}") from error
     kept = get_keras_mask(values)  # by `ignore_class`
     values = as_float(values)
     weights = _fit_weights(weights, values, whose)
@@ -437,6 +435,11 @@ def _takes_weights(function):
     )
     required = [p for p in parameters if p.default is p.empty and p.kind in positional]
     return len(required) > 2 or any(p.name == "sample_weight" for p in parameters)
+
+
+def first_line(error):
+    """What an exception says, without the pages that Keras and TensorFlow add."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _as_text(shape):

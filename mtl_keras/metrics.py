@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from mtl_keras.cityscapes import EVALUATED, LABEL_SETS, evaluated_index_table
+from mtl_keras.losses import first_line
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
@@ -237,7 +238,7 @@ def _get_metric(task, identifier, loss):
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"`task_metrics` of {task!r} must be Keras metrics or their names. "
-            f"Received: {identifier!r} ({str(error).splitlines()[0]})"
+            f"Received: {identifier!r} ({first_line(error)})"
         ) from error
     if not isinstance(metric, keras.metrics.Metric):
         name = getattr(metric, "__name__", None)

@@ -14,7 +14,14 @@ from mtl_keras.distribution import (
     num_replicas,
     sum_over_replicas,
 )
-from mtl_keras.losses import align, as_float, get_loss, serialize_loss, sum_loss
+from mtl_keras.losses import (
+    align,
+    as_float,
+    first_line,
+    get_loss,
+    serialize_loss,
+    sum_loss,
+)
 from mtl_keras.metrics import Lowest, build_metrics, check_metrics, get_metrics
 from mtl_keras.optimizers import DECAYS, WeightingOptimizer, check_replicated
 from mtl_keras.weighting import UncertaintyWeighting, check_loss
@@ -140,6 +147,9 @@ class MultiTaskTrainer(keras.Model):
         for task in self.task_losses:
             self.loss_trackers[task] = keras.metrics.Mean(name=f"{task}_loss")
             self.lowest_trackers[task] = Lowest(name=f"{task}_lowest")
+        self.count_trackers = {
+            task: keras.metrics.Sum(name=f"{task}_count") for task in self.task_metrics
+        }
         self._warned_of = set()
         self.built = network.built
 
@@ -340,34 +350,31 @@ class MultiTaskTrainer(keras.Model):
                     ignore_class=getattr(loss, "ignore_class", None),
                     keep_finite=True,
                 )
-                if weights is not None:
+                if weights is None:
+                    count = ops.cast(ops.shape(output)[0], "float32")
+                else:
                     weights = ops.broadcast_to(weights, ops.shape(output)[:-1])
+                    count = ops.sum(weights)
+                self.count_trackers[task].update_state(count)
                 for metric in metrics:
                     try:
                         metric.update_state(target, output, weights)
                     except Exception as error:
                         raise ValueError(
                             f"The metric {metric.name!r} of task {task!r} fails: "
-                            f"{str(error).strip().splitlines()[0]}"
+                            f"{first_line(error)}"
                         ) from error
         return self.get_metrics_result()
 
     def get_metrics_result(self):
         results = {"loss": self.total_tracker.result()}
         for task, tracker in self.loss_trackers.items():
-            results[f"{task}/loss"] = tracker.result()
+            results[f"{task}/loss"] = _unless_empty(tracker.result(), tracker.count)
         for task, metrics in self.task_metrics.items():
             for metric in metrics:
-                results[f"{task}/{metric.name}"] = metric.result()
-        for task, tracker in self.loss_trackers.items():
-            # Without a valid element there is no score; 0 would be a perfect one.
-            is_empty = ops.equal(ops.convert_to_tensor(tracker.count), 0.0)
-            for name, value in results.items():
-                value = ops.convert_to_tensor(value)
-                if name.startswith(f"{task}/") and len(value.shape) == 0:
-                    value = as_float(value)
-                    nan = ops.full_like(value, math.nan)
-                    results[name] = ops.where(is_empty, nan, value)
+                results[f"{task}/{metric.name}"] = _unless_empty(
+                    metric.result(), self.count_trackers[task].total
+                )
         return results
 
     @property
@@ -610,17 +617,14 @@ class MultiTaskTrainer(keras.Model):
     def _complete(self, targets, masks):
         """Targets and masks given as arrays, with ones for tasks without a mask: Keras
         wants masks for all or for none."""
-        if masks is None or not isinstance(masks, (dict, list, tuple)):
+        if not isinstance(masks, (dict, list, tuple)):
+            _check_signs_of("The mask", masks)
             return targets, masks
         targets = self._by_task(targets, "targets")
         masks = self._by_task(masks, "masks")
         self._check_masks(masks, targets)
         for task, mask in masks.items():
-            if isinstance(mask, np.ndarray) and not (mask >= 0).all():
-                raise ValueError(
-                    f"The mask of task {task!r} has values that are negative or NaN; a "
-                    "mask is 0 where nothing counts, and above 0 elsewhere."
-                )
+            _check_signs_of(f"The mask of task {task!r}", mask)
         targets = {task: y for task, y in targets.items() if y is not None}
         return targets, {
             task: np.ones(len(target), "float32")
@@ -651,6 +655,24 @@ class MultiTaskTrainer(keras.Model):
             for key, value in config.items()
         }
         return cls(**config)
+
+
+def _check_signs_of(whose, mask):
+    """Raises `ValueError` for an array that is no mask and no weights."""
+    if isinstance(mask, np.ndarray) and not (mask >= 0).all():
+        raise ValueError(
+            f"{whose} has values that are negative or NaN; it must be 0 where nothing "
+            "counts, and above 0 elsewhere."
+        )
+
+
+def _unless_empty(score, count):
+    """A score, or NaN without a valid element, where 0 would be a perfect error."""
+    if isinstance(score, dict) or len(ops.convert_to_tensor(score).shape):
+        return score
+    score = as_float(score)
+    is_empty = ops.equal(ops.convert_to_tensor(count), 0.0)
+    return ops.where(is_empty, ops.full_like(score, math.nan), score)
 
 
 def _check_weighting(weighting, tasks):

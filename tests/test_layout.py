@@ -2,7 +2,10 @@
 
 import ast
 import importlib
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 from backends import not_on
@@ -110,6 +113,39 @@ def test_the_core_is_imported_without_tensorflow(module):
             imported.split(".")[0].startswith("tensorflow")
             for imported in imports_of(name, in_functions=False)
         ), name
+
+
+WITHOUT_OTHERS = """
+import importlib.abc, sys
+
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1].split():
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import mtl_keras
+import keras
+import numpy as np
+inputs = keras.Input((2,))
+network = keras.Model(inputs, {"a": keras.layers.Dense(1)(inputs)})
+weighting = mtl_keras.UncertaintyWeighting({"a": "gaussian"})
+trainer = mtl_keras.MultiTaskTrainer(network, {"a": "mse"}, weighting, {"a": "mae"})
+trainer.compile("adam")
+trainer.fit(np.ones((8, 2)), {"a": np.ones((8, 1))}, verbose=0)
+trainer.save(sys.argv[2])
+keras.models.load_model(sys.argv[2])
+"""
+
+
+@not_on("jax", "it needs SciPy itself")
+def test_the_library_needs_keras_and_numpy_alone(tmp_path):
+    others = "scipy sklearn cv2 PIL tqdm matplotlib tensorflow_datasets pytest"
+    subprocess.run(
+        [sys.executable, "-c", WITHOUT_OTHERS, others, str(tmp_path / "a.keras")],
+        env={**os.environ, "KERAS_BACKEND": keras.backend.backend()},
+        check=True,
+    )
 
 
 @not_on("tensorflow", "about runs without it")

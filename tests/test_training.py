@@ -263,42 +263,6 @@ def test_a_task_masked_in_a_batch_stays_where_it_is():
     assert after["height"] != starts["height"] and after["kind"] != starts["kind"]
 
 
-@pytest.mark.parametrize("batch_size", [5, 7])
-def test_results_do_not_depend_on_the_batches(batch_size):
-    x, targets = make_data()
-    masks = {
-        "height": (np.arange(24) % 3 == 0).astype("float32"),
-        "weight": np.ones(24, "float32"),
-        "kind": (np.arange(24) > 9).astype("float32"),  # none in the first batch
-    }
-    trainer = build_trainer(
-        task_metrics={
-            "height": [keras.metrics.RootMeanSquaredError(name="rms")],
-            "kind": [keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-        },
-    )
-    trainer.compile("adam")
-    whole, cut = (
-        trainer.evaluate(
-            x,
-            targets,
-            sample_weight=masks,
-            batch_size=size,
-            verbose=0,
-            return_dict=True,
-        )
-        for size in (24, batch_size)
-    )
-    for name in whole.keys() - {"loss"}:
-        assert cut[name] == pytest.approx(whole[name], rel=1e-5), name
-    error = (
-        ops.convert_to_numpy(trainer.network(x)["height"])[::3] - targets["height"][::3]
-    )
-    assert whole["height/rms"] == pytest.approx(
-        np.sqrt(np.mean(np.square(error))), rel=1e-5
-    )
-
-
 def test_unmasked_losses_do_not_depend_on_the_batches_either():
     x, targets = make_data()
     trainer = build_trainer()
@@ -657,7 +621,10 @@ def test_evaluation_does_not_depend_on_the_batches(weighting):
     trainer = build_trainer(
         build_mlp(regularizer=keras.regularizers.L2(0.1)),
         weighting=weighting,
-        task_metrics={"height": [keras.metrics.RootMeanSquaredError(name="rms")]},
+        task_metrics={
+            "height": [keras.metrics.RootMeanSquaredError(name="rms")],
+            "kind": [keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+        },
     )
     trainer.compile("adam")
     trainer.fit(x, targets, verbose=0)
@@ -678,6 +645,11 @@ def test_evaluation_does_not_depend_on_the_batches(weighting):
     kernel = ops.convert_to_numpy(trainer.network.get_layer("trunk").kernel)
     total = float(trainer.weighting(losses)) + 0.1 * np.square(kernel).sum()
     assert whole["loss"] == pytest.approx(total, rel=1e-5)
+    output = ops.convert_to_numpy(trainer.network(x)["height"])
+    error = output[::3] - targets["height"][::3]
+    assert whole["height/rms"] == pytest.approx(
+        np.sqrt(np.mean(np.square(error))), rel=1e-5
+    )
 
 
 def test_masks_that_layers_carry():
@@ -1092,10 +1064,11 @@ def test_masks_that_are_no_weights_are_refused(value):
     x, targets = make_data()
     trainer = build_trainer()
     trainer.compile("sgd")
-    masks = {"height": np.full(24, value)}
-    for run in (trainer.fit, trainer.evaluate, trainer.train_on_batch):
-        with pytest.raises(ValueError, match="mask of task 'height'.*negative or NaN"):
-            run(x, targets, sample_weight=masks)
+    one = np.full(24, value)
+    for masks, whose in (({"height": one}, "mask of task 'height'"), (one, "mask")):
+        for run in (trainer.fit, trainer.evaluate, trainer.train_on_batch):
+            with pytest.raises(ValueError, match=f"{whose} has .* negative or NaN"):
+                run(x, targets, sample_weight=masks)
 
 
 def test_freezing_without_compiling_is_refused():
@@ -1149,6 +1122,39 @@ def test_a_task_without_a_valid_element_has_no_score():
     assert math.isnan(logs["height/loss"]) and math.isnan(logs["height/mae"])
     others = logs["weight/loss"] + logs["kind/loss"]  # at sigmas of 1
     assert logs["loss"] == pytest.approx(others, rel=1e-5)
+
+
+def test_a_metric_without_a_loss_has_no_score_either():
+    x, targets = make_data()
+    trainer = build_trainer(tasks=("weight",), task_metrics={"height": "mae"})
+    trainer.compile("sgd")
+    some_masks = ({"height": np.zeros(24)}, {"height": np.ones(24)})
+    scores = [
+        trainer.evaluate(x, targets, sample_weight=m, verbose=0, return_dict=True)
+        for m in some_masks
+    ]
+    assert math.isnan(scores[0]["height/mae"])
+    assert scores[1]["height/mae"] > 0 and scores[0]["weight/loss"] > 0
+
+
+def test_names_that_begin_with_another_tasks():
+    inputs = keras.Input((2,))
+    network = keras.Model(
+        inputs, {task: keras.layers.Dense(1)(inputs) for task in ("a", "a/b")}
+    )
+    trainer = MultiTaskTrainer(
+        network,
+        {"a": "mse", "a/b": "mse"},
+        FixedWeighting({"a": 1.0, "a/b": 1.0}),
+        {"a/b": "mae"},
+    )
+    trainer.compile("sgd")
+    x, y = np.ones((4, 2), "float32"), np.full((4, 1), 9.0)
+    logs = trainer.test_on_batch(
+        x, {"a": y, "a/b": y}, {"a": np.zeros(4)}, return_dict=True
+    )
+    assert math.isnan(logs["a/loss"])
+    assert logs["a/b/loss"] > 0 and logs["a/b/mae"] > 0
 
 
 def test_metrics_may_divide_by_targets_under_a_mask():
@@ -1206,12 +1212,15 @@ def test_what_fails_is_named():
         trainer.test_on_batch(x, targets)
 
     def fails(y_true, y_pred):
-        raise RuntimeError("no such thing")
+        raise RuntimeError("no such thing\nand pages more")
 
-    for options in ({"losses": {**task_losses(), "kind": fails}},):
-        trainer = build_trainer(**options)
+    def says_nothing(y_true, y_pred):
+        raise RuntimeError
+
+    for loss, message in ((fails, "no such thing$"), (says_nothing, "RuntimeError$")):
+        trainer = build_trainer(losses={**task_losses(), "kind": loss})
         trainer.compile("sgd", run_eagerly=True)
-        with pytest.raises(ValueError, match="loss of task 'kind' fails: no such"):
+        with pytest.raises(ValueError, match=f"loss of task 'kind' fails: {message}"):
             trainer.test_on_batch(x, targets)
     trainer = build_trainer(task_metrics={"height": fails})
     trainer.compile("sgd", run_eagerly=True)
