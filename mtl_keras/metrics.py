@@ -284,6 +284,20 @@ def build_metrics(task_metrics, outputs):
                 metric.reset_state()
 
 
+def check_metrics_built(task_metrics):
+    """Raises `ValueError` for metrics that want to make variables in a step of JAX."""
+    if keras.backend.backend() != "jax":
+        return
+    for task, metrics in task_metrics.items():
+        for metric in metrics:
+            if not getattr(metric, "_built", True):
+                raise ValueError(
+                    f"The metric {metric.name!r} of task {task!r} makes its variables "
+                    "when it is first updated, which a step of JAX cannot do: update "
+                    "and reset it once before, or use a functional network."
+                )
+
+
 def check_metrics(task_metrics):
     """Raises `ValueError` if two metrics would be one, or share a name in the logs."""
     owners = {}

@@ -22,7 +22,13 @@ from mtl_keras.losses import (
     serialize_loss,
     sum_loss,
 )
-from mtl_keras.metrics import Lowest, build_metrics, check_metrics, get_metrics
+from mtl_keras.metrics import (
+    Lowest,
+    build_metrics,
+    check_metrics,
+    check_metrics_built,
+    get_metrics,
+)
 from mtl_keras.optimizers import DECAYS, WeightingOptimizer, check_replicated
 from mtl_keras.weighting import UncertaintyWeighting, check_loss
 
@@ -246,36 +252,38 @@ class MultiTaskTrainer(keras.Model):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def fit(self, x=None, y=None, *args, **kwargs):
+    def fit(self, *args, **kwargs):
         """As `keras.Model.fit`; arrays may have masks for some tasks only."""
-        if kwargs.get("sample_weight") is not None:
-            y, kwargs["sample_weight"] = self._complete(y, kwargs["sample_weight"])
-        validation = kwargs.get("validation_data")
-        if isinstance(validation, (tuple, list)) and len(validation) == 3:
-            val_x, val_y, val_masks = validation
-            val_y, val_masks = self._complete(val_y, val_masks)
-            kwargs["validation_data"] = (val_x, val_y, val_masks)
-        return super().fit(x, y, *args, **kwargs)
+        return self._call_completed(super().fit, *args, **kwargs)
 
-    def evaluate(self, x=None, y=None, *args, **kwargs):
+    def evaluate(self, *args, **kwargs):
         """As `keras.Model.evaluate`; arrays may have masks for some tasks only."""
-        if kwargs.get("sample_weight") is not None:
-            y, kwargs["sample_weight"] = self._complete(y, kwargs["sample_weight"])
-        return super().evaluate(x, y, *args, **kwargs)
+        return self._call_completed(super().evaluate, *args, **kwargs)
 
-    def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
-        if sample_weight is not None:
-            y, sample_weight = self._complete(y, sample_weight)
-        logs = super().train_on_batch(x, y, sample_weight, **kwargs)
+    def train_on_batch(self, *args, **kwargs):
+        """As `keras.Model.train_on_batch`."""
+        logs = self._call_completed(super().train_on_batch, *args, **kwargs)
         self._check_epoch()
         return logs
 
-    def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
-        if sample_weight is not None:
-            y, sample_weight = self._complete(y, sample_weight)
-        logs = super().test_on_batch(x, y, sample_weight, **kwargs)
+    def test_on_batch(self, *args, **kwargs):
+        """As `keras.Model.test_on_batch`."""
+        logs = self._call_completed(super().test_on_batch, *args, **kwargs)
         self._check_epoch()
         return logs
+
+    def _call_completed(self, method, *args, **kwargs):
+        """Calls a method of Keras with masks for all tasks, if arrays have some."""
+        call = inspect.signature(method).bind(*args, **kwargs)
+        given = call.arguments
+        if given.get("sample_weight") is not None:
+            given["y"], given["sample_weight"] = self._complete(
+                given.get("y"), given["sample_weight"]
+            )
+        validation = given.get("validation_data")
+        if isinstance(validation, (tuple, list)) and len(validation) == 3:
+            given["validation_data"] = (validation[0], *self._complete(*validation[1:]))
+        return method(*call.args, **call.kwargs)
 
     def make_train_function(self, force=False):
         # Variables that appear while a step is traced make TensorFlow trace it twice.
@@ -291,6 +299,7 @@ class MultiTaskTrainer(keras.Model):
                     f"there were {built_for} when the trainer was compiled; compile it "
                     "again after freezing layers."
                 )
+        check_metrics_built(self.task_metrics)
         before = self.train_function
         super().make_train_function(force)
         step = self.train_function
@@ -306,6 +315,10 @@ class MultiTaskTrainer(keras.Model):
         if step is not before and keras.backend.backend() != "jax":
             self.train_function = first_step
 
+    def make_test_function(self, force=False):
+        check_metrics_built(self.task_metrics)
+        super().make_test_function(force)
+
     def export(self, filepath, *args, **kwargs):
         """Exports the network, as `keras.Model.export`: no sigma is part of it."""
         return self.network.export(filepath, *args, **kwargs)
@@ -313,7 +326,7 @@ class MultiTaskTrainer(keras.Model):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        losses, present = {}, {}
+        losses, present, options = {}, {}, {}
         for task, batch in self._pair(y, y_pred, sample_weight).items():
             if task not in self.task_losses:
                 continue
@@ -326,10 +339,11 @@ class MultiTaskTrainer(keras.Model):
             self.loss_trackers[task].update_state(losses[task], sample_weight=weight)
             self.lowest_trackers[task].update_state(losses[task])
             if training and self._learns_sigmas:
-                self.weighting.observe(task, losses[task], present[task])
+                held = self.weighting.observe(task, losses[task], present[task])
+                options.setdefault("held", {})[task] = held
         size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
         size = sum_over_replicas(ops.cast(size, "float32"))
-        total = self.weighting(losses, present=present)
+        total = self.weighting(losses, present=present, **options)
         # Regularizers, and what layers of the network add.
         penalty = ops.zeros_like(total)
         for loss in self.losses:
@@ -621,7 +635,10 @@ class MultiTaskTrainer(keras.Model):
             _check_signs_of("The mask", masks)
             return targets, masks
         targets = self._by_task(targets, "targets")
-        masks = self._by_task(masks, "masks")
+        masks = {
+            task: np.asarray(mask) if isinstance(mask, (list, tuple)) else mask
+            for task, mask in self._by_task(masks, "masks").items()
+        }
         self._check_masks(masks, targets)
         for task, mask in masks.items():
             _check_signs_of(f"The mask of task {task!r}", mask)

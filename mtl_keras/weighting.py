@@ -70,6 +70,7 @@ class UncertaintyWeighting(keras.layers.Layer):
             task that is left out contributes nothing.
         present: optional dict of scalars by task, 0 if it has no valid target in this
             batch. It contributes neither its loss nor its regularizer then.
+        held: optional dict of bool scalars by task, whether its `s` has no gradient.
 
     Returns:
         The total, a scalar: float32, or float64 if a loss is.
@@ -157,13 +158,16 @@ class UncertaintyWeighting(keras.layers.Layer):
         """The names of the tasks, a tuple."""
         return tuple(self.likelihoods)
 
-    def call(self, losses, present=None):
+    def call(self, losses, present=None, held=None):
         _check_tasks("losses", losses, self.likelihoods)
         total = 0.0
         for task, loss in losses.items():
             loss = as_float(loss)
             a, c, _ = LIKELIHOODS[self.likelihoods[task]]
-            s = ops.cast(self.log_variances[task], loss.dtype)
+            s = ops.convert_to_tensor(self.log_variances[task])
+            if held is not None:
+                s = ops.where(held[task], ops.stop_gradient(s), s)
+            s = ops.cast(s, loss.dtype)
             term = a * ops.exp(-s) * loss + c * s
             if present is not None:
                 term *= ops.cast(ops.cast(present[task], "float32") > 0, loss.dtype)
@@ -205,9 +209,13 @@ class UncertaintyWeighting(keras.layers.Layer):
             task: str.
             loss: scalar.
             count: scalar, the number of elements that the loss is the mean of.
+
+        Returns:
+            Scalar bool: whether the task is starting. `s` then has no gradient, or the
+            optimizer's momentum would carry it on from where it started.
         """
         if not self.trainable:
-            return
+            return ops.convert_to_tensor(False)
         loss = ops.cast(ops.stop_gradient(loss), "float32")
         count = ops.cast(count, "float32")
         seen = self.seen[task]
@@ -220,6 +228,7 @@ class UncertaintyWeighting(keras.layers.Layer):
         self.first_totals[task].assign_add(total)
         counts.assign_add(added)
         self.move_to_start(task, added > 0)
+        return added > 0
 
     def move_to_start(self, task, condition):
         """Sets `s` to the equilibrium of the first losses of a task.
@@ -235,10 +244,10 @@ class UncertaintyWeighting(keras.layers.Layer):
         equilibrium = ops.clip(ops.log(a / c * mean), *self.bounds)
         s.assign(ops.where(condition, equilibrium, ops.convert_to_tensor(s)))
 
-    def compute_output_shape(self, losses, present=None):
+    def compute_output_shape(self, losses, present=None, held=None):
         return ()
 
-    def compute_output_spec(self, losses, present=None):
+    def compute_output_spec(self, losses, present=None, held=None):
         return keras.KerasTensor((), "float32")
 
     def sigmas(self):

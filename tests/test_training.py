@@ -676,6 +676,21 @@ def test_masks_that_layers_carry():
     assert logs["tag/loss"] == pytest.approx(values[0, 0], rel=1e-5)
 
 
+def test_masks_by_position_and_as_lists():
+    x, targets = make_data()
+    trainer = build_trainer()
+    trainer.compile("sgd")
+    mask = np.arange(24) % 2
+    expected = trainer.evaluate(x, targets, sample_weight={"height": mask}, verbose=0)
+    for given in (mask, mask.tolist(), tuple(mask)):
+        found = trainer.evaluate(x, targets, 24, 0, {"height": given})
+        assert found == pytest.approx(expected, rel=1e-6)
+        assert trainer.test_on_batch(x, targets, {"height": given}) == (
+            pytest.approx(expected, rel=1e-6)
+        )
+    trainer.fit(x, targets, 24, 1, 0, None, 0.0, (x, targets, {"height": mask}))
+
+
 def test_one_weight_per_sample_for_all_tasks():
     x, targets = make_data()
     weights = np.arange(24.0)
@@ -1030,6 +1045,27 @@ def test_metrics_that_make_their_variables_late():
     error = ops.convert_to_numpy(trainer.network(x)["height"]) - targets["height"]
     expected = 1 - np.square(error).mean() / targets["height"].var()
     assert logs["height/r2_score"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_metrics_that_make_their_variables_late_and_unknown_outputs(prepared):
+    x, targets = make_data()
+    metric = keras.metrics.R2Score()
+    if prepared:
+        metric.update_state(np.zeros((2, 1)), np.zeros((2, 1)))
+        metric.reset_state()
+    network = Called()
+    network(x)
+    trainer = build_trainer(
+        network, tasks=("height", "weight"), task_metrics={"height": metric}
+    )
+    trainer.compile("adam")
+    for run in (trainer.fit, trainer.evaluate):
+        if keras.backend.backend() == "jax" and not prepared:
+            with pytest.raises(ValueError, match="'r2_score' of task 'height' makes"):
+                run(x, some(targets), verbose=0)
+        else:
+            run(x, some(targets), verbose=0)
 
 
 def test_metrics_of_half_precision_are_counted_in_single():

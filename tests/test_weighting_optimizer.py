@@ -1,10 +1,15 @@
 """The steps of the log variances are the optimizer's own, at their own rate."""
 
+import json
 import math
+import os
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
+from backends import only_on
 from keras import ops
 
 from mtl_keras import optimizers
@@ -495,3 +500,114 @@ def test_the_average_of_an_absent_task_comes_to_its_s():
     s = log_variances(trainer)["height"]
     trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
     assert log_variances(trainer)["height"] == pytest.approx(s, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"momentum": 0.9}, {"use_ema": True, "ema_overwrite_frequency": 5}]
+)
+def test_nothing_is_left_of_the_batches_that_a_task_starts_from(options):
+    """Three batches of 3 elements; then the optimizer begins, at rest."""
+    trainer = build_trainer(keras.optimizers.SGD(0.01, **options), starts=None)
+    few = dict.fromkeys(LIKELIHOODS, (np.arange(16) < 3).astype("float32"))
+    some = dict.fromkeys(LIKELIHOODS, (np.arange(16) > 7).astype("float32"))
+    x, targets = make_data()
+    for factor in (1.0, 3.0, 0.2):  # losses that differ
+        scaled = {task: factor * target for task, target in targets.items()}
+        trainer.train_on_batch(x, scaled, few)
+    starts = log_variances(trainer)
+    assert all(start != 0 for start in starts.values())
+    losses, found = train(trainer, 1, lambda step: some)
+    expected = follow(keras.optimizers.SGD(0.01 * FACTOR), losses, starts)
+    assert_follows(found, expected)
+
+
+EVERYTHING = """
+import json
+import sys
+
+import keras
+import numpy as np
+from keras import ops
+
+from mtl_keras import MultiTaskTrainer, UncertaintyWeighting
+
+inputs = keras.Input((3,))
+x = keras.layers.Dense(4, activation="tanh")(inputs)
+heads = {"a": 1, "b": 1, "c": 3}
+network = keras.Model(
+    inputs, {task: keras.layers.Dense(units)(x) for task, units in heads.items()}
+)
+rng = np.random.default_rng(1)
+network.set_weights([rng.normal(0, 0.5, w.shape) for w in network.get_weights()])
+trainer = MultiTaskTrainer(
+    network,
+    {
+        "a": "mse",
+        "b": keras.losses.Huber(),
+        "c": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    },
+    UncertaintyWeighting({"a": "gaussian", "b": "laplace", "c": "softmax"}),
+)
+options = json.loads(sys.argv[1])
+optimizer = keras.optimizers.get(options["optimizer"])
+if options["scaled"]:
+    optimizer = keras.optimizers.LossScaleOptimizer(optimizer, 2.0**8, 5)
+trainer.compile(optimizer)
+values = []
+for step in range(24):
+    x = rng.normal(size=(16, 3)).astype("float32")
+    targets = {"a": 1e3 * x[:, :1] + 5, "b": x[:, 1:2], "c": (x[:, 2] > 0).astype(int)}
+    masks = {
+        "a": np.full(16, step % 3 > 0),  # absent in every third batch
+        "b": np.arange(16) < (3 if step < 4 else 12),  # starts from three of them
+    }
+    if options["scaled"] and step in (7, 8):
+        x[0] = np.inf  # steps that are skipped
+    trainer.train_on_batch(x, targets, masks)
+    for s in trainer.weighting.log_variances.values():
+        values.append(float(ops.convert_to_numpy(s)))
+for weight in network.get_weights():
+    values += weight.ravel().tolist()
+print(json.dumps(values))
+"""
+
+
+@pytest.mark.slow
+@only_on("tensorflow", "one run is enough: it starts the other backends")
+@pytest.mark.parametrize(
+    "name, scaled, options",
+    [
+        (
+            "Adam",
+            True,
+            {
+                "learning_rate": 0.01,
+                "gradient_accumulation_steps": 2,
+                "use_ema": True,
+                "ema_momentum": 0.7,
+                "ema_overwrite_frequency": 3,
+                "global_clipnorm": 0.5,
+            },
+        ),
+        ("Nadam", False, {"learning_rate": 0.01, "clipnorm": 0.3, "use_ema": True}),
+        ("Lamb", False, {"learning_rate": 0.02, "weight_decay": 0.1}),
+    ],
+)
+def test_everything_at_once_is_the_same_on_every_backend(name, scaled, options):
+    optimizer = {"class_name": name, "config": options}
+    arguments = json.dumps({"optimizer": optimizer, "scaled": scaled})
+    found = [
+        json.loads(
+            subprocess.run(
+                [sys.executable, "-c", EVERYTHING, arguments],
+                env={**os.environ, "KERAS_BACKEND": backend},
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.splitlines()[-1]
+        )
+        for backend in ("tensorflow", "jax", "torch")
+    ]
+    assert len(found[0]) == 24 * 3 + 4 * 4 + 5 * 5 and np.isfinite(found[0]).all()
+    np.testing.assert_allclose(found[1], found[0], rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(found[2], found[0], rtol=2e-5, atol=2e-5)
