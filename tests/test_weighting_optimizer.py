@@ -549,7 +549,7 @@ trainer = MultiTaskTrainer(
     UncertaintyWeighting({"a": "gaussian", "b": "laplace", "c": "softmax"}),
 )
 options = json.loads(sys.argv[1])
-optimizer = keras.optimizers.get(options["optimizer"])
+optimizer = getattr(keras.optimizers, options["name"])(**options["options"])
 if options["scaled"]:
     optimizer = keras.optimizers.LossScaleOptimizer(optimizer, 2.0**8, 5)
 trainer.compile(optimizer)
@@ -594,8 +594,7 @@ print(json.dumps(values))
     ],
 )
 def test_everything_at_once_is_the_same_on_every_backend(name, scaled, options):
-    optimizer = {"class_name": name, "config": options}
-    arguments = json.dumps({"optimizer": optimizer, "scaled": scaled})
+    arguments = json.dumps({"name": name, "scaled": scaled, "options": options})
     found = [
         json.loads(
             subprocess.run(
