@@ -19,8 +19,8 @@ import numpy as np
 from sklearn.cluster import DBSCAN, OPTICS
 
 from benchmarks.machine import describe
-from mtl_keras.clustering import cluster_votes
 from mtl_keras.instances import encode_offsets
+from mtl_keras.instances.clustering import cluster_votes
 
 NAMES = {
     "ours": "`cluster_votes`",

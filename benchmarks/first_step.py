@@ -37,8 +37,8 @@ def measure(kernels, backbone):
     from mtl_keras import model, optimizers
 
     if kernels == "keras":
-        model.BatchNormalization = keras.layers.BatchNormalization
-        optimizers.Adam = keras.optimizers.Adam
+        model.FusedBatchNormalization = keras.layers.BatchNormalization
+        optimizers.FusedAdam = keras.optimizers.Adam
     marks.append(time.perf_counter())
     trainer = workload.build_trainer(backbone=backbone)
     marks.append(time.perf_counter())

@@ -26,8 +26,13 @@ from tqdm import tqdm
 
 from benchmarks.machine import describe
 from mtl_keras.cityscapes import FIRST_INSTANCE_ID
-from mtl_keras.instances import decode_objects, encode_offsets, thing_classes
-from mtl_keras.scoring import score_instances, write_prediction, write_truth
+from mtl_keras.instances import decode_objects, encode_offsets
+from mtl_keras.instances.average_precision import (
+    score_instances,
+    write_prediction,
+    write_truth,
+)
+from mtl_keras.instances.offsets import keep_things
 from mtl_keras.workers import WorkerPool
 
 COLUMNS = {
@@ -42,13 +47,14 @@ def load_votes(run, num_frames, batch_size=10):
     """`{column: (offsets, classes, probability)}` of the first frames of the training
     split of a run, and their instance ids, all with a leading axis of frames."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from mtl_keras import objects, runs
-    from mtl_keras.cli import TrainOptions, read_options
-    from mtl_keras.problems import open_problem
+    from mtl_keras.experiments import runs, setup
+    from mtl_keras.experiments.options import TrainOptions, read_options
+    from mtl_keras.experiments.problems import open_problem
+    from mtl_keras.instances.decoding import choose_classes
 
     options = read_options(TrainOptions, run / "options.json")
     problem = open_problem(options)
-    trainer = runs.build_trainer(problem)
+    trainer = setup.build_trainer(problem)
     runs.restore_best(trainer, run)
     batches = zip(
         problem.make_batches("train", batch_size),
@@ -63,9 +69,9 @@ def load_votes(run, num_frames, batch_size=10):
                 outputs["instance"],
                 *(
                     part
-                    for mask in ("truth", "predicted")
-                    for part in objects.choose_classes(
-                        outputs["semantic"], ids, options.label_set, mask
+                    for object_classes in ("true", "predicted")
+                    for part in choose_classes(
+                        outputs["semantic"], ids, options.label_set, object_classes
                     )
                 ),
             )
@@ -79,7 +85,7 @@ def make_votes(ids, seed=0):
     rng = np.random.default_rng(seed)
     true = np.stack([encode_offsets(frame)[0] for frame in ids])
     noisy = true + np.stack([_noise(frame, rng) for frame in ids])
-    classes = thing_classes(ids // FIRST_INSTANCE_ID)
+    classes = keep_things(ids // FIRST_INSTANCE_ID)
     certain = np.ones(classes.shape)
     return {"true": (true, classes, certain), "noisy": (noisy, classes, certain)}
 

@@ -24,15 +24,9 @@ from torch import nn
 from benchmarks.machine import describe
 from benchmarks.tables import make_table, write_results
 from benchmarks.workload import TASKS, build_trainer, make_batch, randomize
-from mtl_keras.cli import parse_size
+from mtl_keras.architectures import BACKBONES
+from mtl_keras.experiments.options import parse_size
 
-# As `mtl_keras.model.BACKBONES`, which needs Keras.
-BACKBONES = {
-    "resnet50": ((3, 4, 6, 3), 64, 512),
-    "resnet101": ((3, 4, 23, 3), 64, 512),
-    "resnet152": ((3, 8, 36, 3), 64, 512),
-    "small": ((1, 1, 1, 1), 20, 32),
-}
 CHANNELS = {"semantic": 34, "instance": 2, "depth": 1}
 IMAGENET_BGR_MEAN = (103.939, 116.779, 123.68)
 
@@ -46,7 +40,7 @@ class Twin(nn.Module):
 
     def __init__(self, backbone="resnet101", image_size=(128, 256)):
         super().__init__()
-        blocks, width, head_width = BACKBONES[backbone]
+        blocks, width, head_width, _ = BACKBONES[backbone]
         self.layers = nn.ModuleDict()
         self.blocks = []
         self._add("conv1", nn.Conv2d(3, width, 7, stride=2, padding=3))

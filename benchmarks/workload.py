@@ -30,27 +30,18 @@ def build_trainer(precision="float32", jit=False, **network_options):
     """
     import keras
 
-    from mtl_keras import (
-        MultiTaskTrainer,
-        UncertaintyWeighting,
-        build_network,
-    )
-    from mtl_keras.losses import L1Norm
-    from mtl_keras.optimizers import Adam
+    from mtl_keras import MultiTaskTrainer, UncertaintyWeighting, build_network
+    from mtl_keras.optimizers import FusedAdam
+    from mtl_keras.tasks import make_losses
 
     keras.config.set_dtype_policy(precision)
-    losses = {
-        "semantic": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        "instance": L1Norm(),
-        "depth": keras.losses.MeanAbsoluteError(),
-    }
     trainer = MultiTaskTrainer(
         build_network(num_classes=NUM_CLASSES, **network_options),
-        losses,
+        make_losses(TASKS),
         UncertaintyWeighting(dict.fromkeys(TASKS, "mtl"), 0.0),
     )
     jit = jit or keras.backend.backend() == "jax"
-    trainer.compile(Adam(1e-4), jit_compile=jit)
+    trainer.compile(FusedAdam(1e-4), jit_compile=jit)
     trainer.optimizer.build(trainer.trainable_variables)
     return trainer
 

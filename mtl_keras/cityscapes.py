@@ -78,10 +78,12 @@ THING_IDS = tuple(label.id for label in EVALUATED if label.has_instances)
 # label id of stuff or of a group whose members were not told apart.
 FIRST_INSTANCE_ID = 1000
 
+DISPARITY_STEPS = 256.0  # to a pixel of disparity, in `*_disparity.png`
+
 # The class indices a network may predict, by the name of the label set.
 LABEL_SETS = {
-    "ids": LABELS,
-    "train": EVALUATED,
+    "label_ids": LABELS,
+    "train_ids": EVALUATED,
 }
 
 
@@ -134,11 +136,44 @@ def frame_path(root, split, frame_id, kind, city=None):
     return pathlib.Path(root) / folder / split / city / (frame_id + ending)
 
 
+def encode_disparity(disparity):
+    """Disparity in pixels as `*_disparity.png` codes it, `256 d + 1`, in uint16.
+
+    0 is left for pixels without a disparity; what 16 bits do not hold is clipped.
+    """
+    coded = np.rint(np.asarray(disparity) * DISPARITY_STEPS) + 1.0
+    return np.clip(coded, 1, 2**16 - 1).astype(np.uint16)
+
+
+def decode_disparity(coded):
+    """Disparity in pixels of what `encode_disparity` made, as floats, of arrays or
+    tensors of floats; it means nothing where the code is 0."""
+    return (coded - 1.0) / DISPARITY_STEPS
+
+
+def labels_of(label_set):
+    """The labels of a label set, a class each, in the order of the class indices.
+
+    Raises:
+        ValueError: for a name that is no key of `LABEL_SETS`.
+    """
+    if label_set not in LABEL_SETS:
+        raise ValueError(
+            f"Unknown label set {label_set!r}; choose from {', '.join(LABEL_SETS)}."
+        )
+    return LABEL_SETS[label_set]
+
+
+def label_id_table(label_set):
+    """Label id of every class index of a label set, `(num_classes,)` uint8."""
+    return np.array([label.id for label in labels_of(label_set)], np.uint8)
+
+
 def class_index_table(label_set):
     """Class index of every label id, `(256,)` int32, -1 where there is none."""
     table = np.full(256, -1, np.int32)
-    for index, label in enumerate(LABEL_SETS[label_set]):
-        table[label.id] = index
+    ids = label_id_table(label_set)
+    table[ids] = np.arange(len(ids))
     return table
 
 
@@ -146,11 +181,12 @@ def evaluated_index_table(label_set):
     """Index 0..18 among the evaluated classes of every class index of a label
     set, `(num_classes,)` int32, -1 for the classes the evaluation ignores."""
     return np.array(
-        [-1 if label.ignored else label.train_id for label in LABEL_SETS[label_set]],
+        [-1 if label.ignored else label.train_id for label in labels_of(label_set)],
         np.int32,
     )
 
 
-def color_table():
-    """Official colour of every label id, `(34, 3)` uint8 RGB."""
-    return np.array([label.color for label in LABELS], np.uint8)
+def color_table(label_set="label_ids"):
+    """Official colour of every class index of a label set, `(num_classes, 3)` uint8
+    RGB; by default, of every label id."""
+    return np.array([label.color for label in labels_of(label_set)], np.uint8)

@@ -331,7 +331,7 @@ class AtrousConv2D(keras.layers.Conv2D):
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
-class BatchNormalization(keras.layers.BatchNormalization):
+class FusedBatchNormalization(keras.layers.BatchNormalization):
     """Normalizes batches as Keras does, by TensorFlow's fused kernel.
 
     The same function, with the same arguments, weights and gradients, as
@@ -344,7 +344,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     Keras's own code runs on other backends, with a mask, in float64, with `renorm`,
     `synchronized`, another `axis` than the last, without `center` or `scale`, with an
-    `epsilon` below the 1e-5 that cuDNN asks for, and on inputs that are no images.
+    `epsilon` below the 1e-5 that cuDNN asks for, and on inputs that are not 4-D.
 
     Args:
         **kwargs: passed on to `keras.layers.BatchNormalization`.
@@ -356,7 +356,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         Tensor of the shape of `inputs`.
 
     Example:
-    >>> layer = BatchNormalization(momentum=0.5)
+    >>> layer = FusedBatchNormalization(momentum=0.5)
     >>> images = ops.reshape(ops.array([1.0, 3.0]), (1, 1, 2, 1))
     >>> ops.convert_to_numpy(layer(images, training=True)).ravel().round(2).tolist()
     [-1.0, 1.0]

@@ -1,5 +1,4 @@
-"""Metrics as Keras takes them, those of the tables, and the constant predictor to judge
-them by.
+"""Metrics as Keras takes them, and those that it does not have.
 
 Sums and counts live in the metrics' weights, so the scores do not depend on how a
 split is cut into batches.
@@ -9,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from mtl_keras.cityscapes import EVALUATED, LABEL_SETS, evaluated_index_table
+from mtl_keras.cityscapes import EVALUATED, evaluated_index_table
 from mtl_keras.losses import first_line
 
 
@@ -81,117 +80,9 @@ class EvaluatedMeanIoU(keras.metrics.IoU):
         return {"label_set": self.label_set, "name": self.name}
 
 
-def _euclidean_error(y_true, y_pred):
+def euclidean_error(y_true, y_pred):
+    """The length of the difference of vectors, `(...)` of `(..., n)`."""
     return ops.sqrt(ops.sum(ops.square(y_true - y_pred), axis=-1))
-
-
-def make_metrics(task, label_set):
-    """The metrics of a task, a list of `keras.metrics.Metric`.
-
-    `semantic`: `miou` and `pixel_accuracy`, 0..1. `instance`: `mean_abs` of the
-    components, `mean_l2` of the vectors and `rms` of the components, in pixels.
-    `depth`: `mean_abs` and `rms`, in pixels of disparity.
-    """
-    if task == "semantic":
-        return [
-            EvaluatedMeanIoU(label_set),
-            keras.metrics.SparseCategoricalAccuracy(name="pixel_accuracy"),
-        ]
-    metrics = [
-        keras.metrics.MeanAbsoluteError(name="mean_abs"),
-        keras.metrics.RootMeanSquaredError(name="rms"),
-    ]
-    if task == "instance":
-        metrics.append(
-            keras.metrics.MeanMetricWrapper(_euclidean_error, name="mean_l2")
-        )
-    return metrics
-
-
-class ConstantPredictor:
-    """Predicts the majority class, a zero offset and the median disparity.
-
-    What it reaches without looking at the image says how much a score is worth.
-
-    Args:
-        label_set: str, a key of `cityscapes.LABEL_SETS`.
-        semantic: int, the class index to predict.
-        depth: float, the disparity to predict, in pixels.
-    """
-
-    def __init__(self, label_set, semantic=0, depth=0.0):
-        self.label_set = label_set
-        self.semantic = semantic
-        self.depth = depth
-
-    @classmethod
-    def fit(cls, batches, label_set):
-        """Finds the constants of a data set of `(images, targets, masks)`."""
-        classes = np.zeros(len(LABEL_SETS[label_set]), np.int64)
-        steps = 256  # to a pixel of disparity, as in the Cityscapes encoding
-        disparities = np.zeros(2**16, np.int64)
-        for _, targets, masks in batches:
-            valid = {task: np.asarray(mask) > 0 for task, mask in masks.items()}
-            if "semantic" in targets:
-                index = np.asarray(targets["semantic"])[valid["semantic"]]
-                classes += np.bincount(index, minlength=len(classes))
-            if "depth" in targets:
-                depth = np.asarray(targets["depth"])[valid["depth"]]
-                coded = np.clip(np.rint(depth * steps), 0, len(disparities) - 1)
-                disparities += np.bincount(
-                    coded[..., 0].astype(int), minlength=len(disparities)
-                )
-        median = np.searchsorted(np.cumsum(disparities), disparities.sum() / 2)
-        return cls(label_set, int(classes.argmax()), float(median / steps))
-
-    def predict(self, targets):
-        """Predictions in the shapes of the network's, for `targets` by task."""
-        predictions = {}
-        for task, target in targets.items():
-            shape = np.shape(target)
-            if task == "semantic":
-                one_hot = np.eye(len(LABEL_SETS[self.label_set]), dtype=np.float32)
-                predictions[task] = np.broadcast_to(
-                    one_hot[self.semantic], (*shape, len(one_hot))
-                )
-            else:
-                value = self.depth if task == "depth" else 0.0
-                predictions[task] = np.full(shape, value, np.float32)
-        return predictions
-
-
-class SplitScore:
-    """Scores the predictions for a split, batch by batch.
-
-    Args:
-        task_metrics: dict. Task name to a list of `keras.metrics.Metric`.
-    """
-
-    def __init__(self, task_metrics):
-        self.metrics = task_metrics
-        self.num_valid = dict.fromkeys(task_metrics, 0)
-
-    def update(self, targets, predictions, masks):
-        """Adds a batch; each argument is a dict by task."""
-        for task, metrics in self.metrics.items():
-            self.num_valid[task] += int(np.sum(np.asarray(masks[task]) > 0))
-            for metric in metrics:
-                metric.update_state(targets[task], predictions[task], masks[task])
-
-    def results(self):
-        """`{task/metric: float}`; a task without a valid pixel is left out."""
-        return {
-            f"{task}/{metric.name}": float(metric.result())
-            for task, metrics in self.metrics.items()
-            for metric in metrics
-            if self.num_valid[task]
-        }
-
-    def per_class_iou(self):
-        """`{class name: IoU or None}`, empty without the semantic task."""
-        if not self.num_valid.get("semantic"):
-            return {}
-        return self.metrics["semantic"][0].per_class_iou()
 
 
 class Lowest(keras.metrics.Metric):

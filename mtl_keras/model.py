@@ -1,43 +1,24 @@
-"""The networks: dilated ResNets and the architectures on top of them."""
-
-from typing import NamedTuple
+"""The networks: dilated ResNets and the architectures on top of them, and a small
+encoder and decoder."""
 
 import keras
 from keras import ops
 
+from mtl_keras.architectures import ARCHITECTURES, BACKBONES, DECODERS
 from mtl_keras.errors import UserError
 from mtl_keras.layers import (
     AtrousConv2D,
-    BatchNormalization,
     BilinearResize,
+    FusedBatchNormalization,
     ResizeConv2D,
 )
+from mtl_keras.tasks import channels_of, tasks_of
 
-
-class Backbone(NamedTuple):
-    """Size of a ResNet v1: bottleneck blocks of each of the four stages and width of
-    the first stage's 3x3 convolutions; and width of what goes on top of it: the heads
-    of `mtl`, and the pyramid's branches and the heads of `kendall`."""
-
-    blocks: tuple[int, int, int, int]
-    width: int
-    head_width: int
-    aspp_width: int
-
-
-BACKBONES = {
-    "resnet50": Backbone((3, 4, 6, 3), 64, 512, 256),
-    "resnet101": Backbone((3, 4, 23, 3), 64, 512, 256),
-    "resnet152": Backbone((3, 8, 36, 3), 64, 512, 256),
-    "small": Backbone((1, 1, 1, 1), 20, 32, 32),
-}
 PRETRAINED = {
     "resnet50": "ResNet50",
     "resnet101": "ResNet101",
     "resnet152": "ResNet152",
 }
-ARCHITECTURES = ("mtl", "kendall")
-DECODERS = ("resize_conv", "direct")
 ASPP_RATES = (12, 24, 36)  # the paper, appendix A; those of DeepLabv3 at stride 8
 
 IMAGENET_BGR_MEAN = (103.939, 116.779, 123.68)
@@ -94,9 +75,8 @@ def build_network(
             "The decoder 'direct' is a form of the mtl architecture; "
             f"{architecture} has no other than the default."
         )
-    channels = {"semantic": num_classes, "instance": 2, "depth": 1}
     for task in tasks:
-        _check_choice("task", task, channels)
+        _check_choice("task", task, tasks_of("scenes"))
     if min(image_size) < 32:
         raise UserError(f"The image size must be at least 32x32, not {image_size}.")
 
@@ -109,14 +89,14 @@ def build_network(
             features = BilinearResize(image_size, name="decoder_resize")(features)
         for task in tasks:
             outputs[task] = apply_mtl_head(
-                features, task, width, channels[task], image_size
+                features, task, width, channels_of(task, num_classes), image_size
             )
     else:
         width = BACKBONES[backbone].aspp_width
         features = apply_aspp(features, width)
         for task in tasks:
             outputs[task] = apply_kendall_head(
-                features, task, width, channels[task], image_size
+                features, task, width, channels_of(task, num_classes), image_size
             )
     network = keras.Model(image, outputs, name=f"{architecture}_{backbone}")
     if weights is not None:
@@ -283,11 +263,120 @@ def load_imagenet_weights(network, backbone):
     except Exception as error:  # Keras raises a bare Exception if offline
         raise UserError(
             f"The ImageNet weights of {backbone} could not be downloaded ({error}). "
-            "Try again with a connection, or train from scratch with --no-pretrained."
+            "Try again with a connection, or give no weights and train from scratch."
         ) from error
     for layer in source.layers:
         if layer.weights:
             network.get_layer(layer.name).set_weights(layer.get_weights())
+
+
+def build_small_network(image_size, num_classes=10, tasks=("class", "reconstruction")):
+    """Builds an encoder with a classifier and a decoder on its code.
+
+    Kernels and widths are those of the larger convolutional network of the Oxford
+    reproduction: five convolutions and four halvings from 28x28 to a code of
+    2x2x16; two dense layers for the class; four transposed convolutions, with the
+    sizes of the encoder in reverse, for the image, which a ReLU and a tanh end.
+
+    Two things differ. The 2x2 convolutions keep the size of their maps instead of
+    losing a row and a column. The code is linear, since units behind a ReLU die
+    where it has few channels. Sides of 2 are halved no further, and the code has
+    one number to twelve pixels, but at least 4 channels: 2x2x4 for 8x8.
+
+    Args:
+        image_size: `(height, width)` in pixels.
+        num_classes: int. Channels of the output `class`.
+        tasks: the outputs to build, of `"class"`, `"reconstruction"`.
+
+    Returns:
+        A functional `keras.Model` from grey images `(batch, height, width, 1)` in
+        0..255 (uint8 or float) to a dict of float32 tensors: `class`, logits
+        `(batch, num_classes)`, and `reconstruction`,
+        `(batch, height, width, 1)` in 0..1.
+
+    Raises:
+        UserError: for an unknown task, or images smaller than 4x4.
+
+    References:
+     - [oscarkey/multitask-learning](https://github.com/oscarkey/multitask-learning),
+       `multitask-learning/mnisttask/mnist_model.py`
+    """
+    for task in tasks:
+        _check_choice("task", task, tasks_of("small_images"))
+    if min(image_size) < 4:
+        raise UserError(f"The images must be at least 4x4, not {image_size}.")
+
+    image = keras.Input((*image_size, 1), name="image")
+    maps = [keras.layers.Rescaling(1 / 255, name="normalize")(image)]
+    x = _apply_conv(maps[0], 32, 3, "encoder_conv1")
+    x = _apply_conv(x, 32, 3, "encoder_conv2")
+    maps.append(_apply_pool(x, "encoder_pool1"))  # 28x28: 14x14x32
+    x = _apply_conv(maps[-1], 32, 2, "encoder_conv3")
+    x = _apply_conv(x, 16, 2, "encoder_conv4")
+    maps.append(_apply_pool(x, "encoder_pool2"))  # 7x7x16
+    maps.append(
+        keras.layers.Conv2D(
+            max(round(image_size[0] * image_size[1] / 49), 4),
+            2,
+            strides=_halving(maps[-1]),
+            padding="same",
+            name="encoder_conv5",
+        )(maps[-1])  # 4x4x16
+    )
+    maps.append(_apply_pool(maps[-1], "code"))  # 2x2x16
+    code = maps[-1]
+
+    outputs = {}
+    if "class" in tasks:
+        x = keras.layers.Flatten(name="class_flatten")(code)
+        x = keras.layers.Dense(128, activation="relu", name="class_dense")(x)
+        # Losses need float32 under every dtype policy.
+        outputs["class"] = keras.layers.Dense(
+            num_classes, dtype="float32", name="class"
+        )(x)
+    if "reconstruction" in tasks:
+        # Of the sizes on the way to the code, each once.
+        sizes = list(dict.fromkeys(x.shape[1:3] for x in maps))[-2::-1]
+        x = code
+        for i, (size, filters) in enumerate(zip(sizes[:-1], (16, 8, 4)), 1):
+            x = _apply_unpool(x, filters, size, f"decoder_conv{i}")
+        x = _apply_unpool(x, 1, sizes[-1], f"decoder_conv{len(sizes)}")
+        outputs["reconstruction"] = keras.layers.Activation(
+            "tanh", dtype="float32", name="reconstruction"
+        )(x)
+    return keras.Model(image, outputs, name="small_images")
+
+
+def _halving(x):
+    """The strides that halve a map, but leave a side of 2 as it is."""
+    return tuple(2 if side > 2 else 1 for side in x.shape[1:3])
+
+
+def _apply_conv(x, filters, kernel_size, name):
+    return keras.layers.Conv2D(
+        filters, kernel_size, padding="same", activation="relu", name=name
+    )(x)
+
+
+def _apply_pool(x, name):
+    return keras.layers.MaxPooling2D(_halving(x), padding="same", name=name)(x)
+
+
+def _apply_unpool(x, filters, size, name):
+    """Undoes a halving of a map of `size` by a transposed convolution."""
+    strides = tuple(2 if side > old else 1 for side, old in zip(size, x.shape[1:3]))
+    # A side of 2n - 1 is the middle of 2n + 1, which a kernel of 3 makes of n.
+    margins = tuple(side % 2 for side in size)
+    x = keras.layers.Conv2DTranspose(
+        filters,
+        tuple(map(sum, zip(strides, margins))),
+        strides=strides,
+        activation="relu",
+        name=name,
+    )(x)
+    if any(margins):
+        x = keras.layers.Cropping2D(margins, name=f"{name}_crop")(x)
+    return x
 
 
 def _apply_batch_norm_relu(x, name):
@@ -296,7 +385,7 @@ def _apply_batch_norm_relu(x, name):
 
 
 def _apply_batch_norm(x, name):
-    return BatchNormalization(epsilon=1.001e-5, name=name)(x)
+    return FusedBatchNormalization(epsilon=1.001e-5, name=name)(x)
 
 
 def _check_choice(name, value, choices):

@@ -7,7 +7,7 @@ from keras import ops
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
-class Adam(keras.optimizers.Adam):
+class FusedAdam(keras.optimizers.Adam):
     """Keras's Adam, by TensorFlow's fused kernel.
 
     The same steps, with the same arguments, state and checkpoints, as
@@ -24,7 +24,7 @@ class Adam(keras.optimizers.Adam):
 
     Example:
     >>> weight = keras.Variable([1.0, 1.0])
-    >>> optimizer = Adam(0.1)
+    >>> optimizer = FusedAdam(0.1)
     >>> optimizer.apply([ops.array([2.0, -2.0])], [weight])
     >>> [f"{value:.3f}" for value in ops.convert_to_numpy(weight)]
     ['0.900', '1.100']

@@ -6,9 +6,9 @@ import math
 import warnings
 
 import keras
-import numpy as np
 from keras import ops
 
+from mtl_keras import sigma_steps
 from mtl_keras.distribution import (
     mean_over_replicas,
     num_replicas,
@@ -30,6 +30,7 @@ from mtl_keras.metrics import (
     get_metrics,
 )
 from mtl_keras.optimizers import DECAYS, WeightingOptimizer, check_replicated
+from mtl_keras.pairing import Pairing
 from mtl_keras.weighting import UncertaintyWeighting, check_loss
 
 
@@ -140,10 +141,12 @@ class MultiTaskTrainer(keras.Model):
             for task, metrics in (task_metrics or {}).items()
         }
         check_metrics(self.task_metrics)
+        self._pairing = Pairing(network, self.losses_by_task, self.task_metrics)
         if hasattr(network, "output_names"):  # others tell when they are called
-            build_metrics(self.task_metrics, self._check_outputs(network.output))
+            outputs = self._pairing.check_outputs(network.output)
+            build_metrics(self.task_metrics, outputs)
         elif getattr(network, "outputs", None):  # a built `Sequential`
-            self._check_outputs(network.outputs[0])
+            self._pairing.check_outputs(network.outputs[0])
         _check_weighting(weighting, self.task_losses)
         self.weighting = weighting
         self.sigma_learning_rate_factor = sigma_learning_rate_factor
@@ -277,12 +280,15 @@ class MultiTaskTrainer(keras.Model):
         call = inspect.signature(method).bind(*args, **kwargs)
         given = call.arguments
         if given.get("sample_weight") is not None:
-            given["y"], given["sample_weight"] = self._complete(
+            given["y"], given["sample_weight"] = self._pairing.complete(
                 given.get("y"), given["sample_weight"]
             )
         validation = given.get("validation_data")
         if isinstance(validation, (tuple, list)) and len(validation) == 3:
-            given["validation_data"] = (validation[0], *self._complete(*validation[1:]))
+            given["validation_data"] = (
+                validation[0],
+                *self._pairing.complete(*validation[1:]),
+            )
         return method(*call.args, **call.kwargs)
 
     def make_train_function(self, force=False):
@@ -327,7 +333,7 @@ class MultiTaskTrainer(keras.Model):
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         losses, present, options = {}, {}, {}
-        for task, batch in self._pair(y, y_pred, sample_weight).items():
+        for task, batch in self._pairing.pair(y, y_pred, sample_weight).items():
             if task not in self.task_losses:
                 continue
             total, weight, count = sum_loss(
@@ -355,7 +361,7 @@ class MultiTaskTrainer(keras.Model):
         return total / num_replicas()  # their gradients are added up
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        for task, batch in self._pair(y, y_pred, sample_weight).items():
+        for task, batch in self._pairing.pair(y, y_pred, sample_weight).items():
             if metrics := self.task_metrics.get(task):
                 loss = self.task_losses.get(task)
                 target, output, weights = align(
@@ -444,53 +450,16 @@ class MultiTaskTrainer(keras.Model):
         return getattr(optimizer, "sigma_optimizer", None)
 
     def _before_step(self):
-        """What `_after_step` puts back, `None` if there is nothing to."""
+        """What `_after_step` goes back to, `None` if there is nothing to."""
         if self._sigma_optimizer is None or not self._learns_sigmas:
             return None
-        weighting = self.weighting
-        averages = {}
-        if self._sigma_optimizer.built and self._sigma_optimizer.use_ema:
-            averages = {
-                task: self._average_of(s) for task, s in weighting.log_variances.items()
-            }
-        groups = weighting.log_variances, weighting.first_counts, averages
-        copies = [
-            {task: ops.copy(variable) for task, variable in group.items()}
-            for group in groups
-        ]
-        return ops.copy(self._sigma_optimizer.iterations), *copies
+        return sigma_steps.copy_state(self.weighting, self._sigma_optimizer)
 
     def _after_step(self, before):
-        """Puts absent tasks back, moves those that start, and returns the logs."""
-        weighting, optimizer = self.weighting, self._sigma_optimizer
+        """Settles the log variances, and returns the logs of the weighting."""
         if before is not None:
-            iterations, log_variances, first_counts, averages = before
-            is_updated = ops.not_equal(optimizer.iterations, iterations)
-            for task, s in weighting.log_variances.items():
-                # Of an absent task: momentum would move it on. `seen` looks back to the
-                # last update, which several batches may make together.
-                seen = ops.convert_to_tensor(weighting.seen[task])
-                value = ops.convert_to_tensor(s)
-                s.assign(ops.where(seen > 0, value, log_variances[task]))
-                # What the forward pass of JAX assigns to trainable weights is lost.
-                count = ops.convert_to_tensor(weighting.first_counts[task])
-                starts = ops.not_equal(count, first_counts[task])
-                weighting.move_to_start(task, starts)
-                if task in averages:
-                    average, s = self._average_of(s), ops.convert_to_tensor(s)
-                    momentum = ops.where(iterations > 0, optimizer.ema_momentum, 0.0)
-                    held = momentum * averages[task] + (1 - momentum) * s
-                    value = ops.where(seen > 0, ops.convert_to_tensor(average), held)
-                    average.assign(ops.where(starts, s, value))
-                weighting.seen[task].assign(ops.where(is_updated, 0.0, seen))
-        return weighting.logs() if hasattr(weighting, "logs") else {}
-
-    def _average_of(self, s):
-        """The optimizer's moving average of a log variance."""
-        optimizer = self._sigma_optimizer
-        return optimizer._model_variables_moving_average[
-            optimizer._get_variable_index(s)
-        ]
+            sigma_steps.settle(self.weighting, self._sigma_optimizer, before)
+        return self.weighting.logs() if hasattr(self.weighting, "logs") else {}
 
     def _total_of_split(self):
         losses = {task: t.result() for task, t in self.loss_trackers.items()}
@@ -547,109 +516,6 @@ class MultiTaskTrainer(keras.Model):
                     stacklevel=2,
                 )
 
-    def _pair(self, targets, outputs, masks):
-        """`{task: (target, output, mask)}` of the tasks with a loss or metrics."""
-        outputs = self._check_outputs(outputs)
-        targets = self._by_task(targets, "targets")
-        if masks is None:
-            masks = {}
-        elif isinstance(masks, (dict, list, tuple)):
-            masks = self._by_task(masks, "masks")
-        else:  # one weight per sample, for all tasks
-            masks = dict.fromkeys([*self.task_losses, *self.task_metrics], masks)
-        self._check_masks(masks, targets)
-        tasks = [*self.task_losses]
-        tasks += [task for task in self.task_metrics if task not in tasks]
-        missing = [task for task in tasks if task not in targets]
-        if missing:
-            raise ValueError(
-                f"The targets lack {missing[0]!r}; they hold "
-                f"{', '.join(map(repr, targets))}."
-            )
-        return {task: (targets[task], outputs[task], masks.get(task)) for task in tasks}
-
-    def _by_task(self, values, what):
-        """Outputs, targets or masks as a dict, whatever structure they have."""
-        if isinstance(values, dict):
-            return values
-        names = getattr(self.network, "output_names", None)
-        if isinstance(values, (list, tuple)):
-            if not names or isinstance(self.network.output, dict):
-                raise ValueError(
-                    f"The {what} must be a dict by task, since the outputs of the "
-                    f"network have no order. Received: {type(values).__name__}"
-                )
-            twice = [name for name in names if names.count(name) > 1]
-            if twice:
-                raise ValueError(
-                    f"The network has several outputs named {twice[0]!r}, those of one "
-                    "layer; give its outputs as a dict by task."
-                )
-            if len(names) != len(values):
-                raise ValueError(
-                    f"There are {len(values)} {what} for the {len(names)} outputs "
-                    f"{', '.join(map(repr, names))}."
-                )
-            return dict(zip(names, values))
-        if values is not None and len(self.task_losses) == 1:
-            if not names or len(names) == 1:
-                return dict.fromkeys(self.task_losses, values)
-        if values is not None and names and len(names) == 1:
-            return {names[0]: values}
-        raise ValueError(
-            f"The {what} must be a dict by task, as in `fit(x, {{task: target}})`. "
-            f"Received: {type(values).__name__}"
-        )
-
-    def _check_outputs(self, outputs):
-        """The outputs by task, if they are those of the losses and metrics."""
-        outputs = self._by_task(outputs, "outputs")
-        given = {"losses": self.losses_by_task, "task_metrics": self.task_metrics}
-        for name, tasks in given.items():
-            unknown = [task for task in tasks if task not in outputs]
-            if unknown:
-                raise ValueError(
-                    f"`{name}` names {unknown[0]!r}, but the outputs of the network "
-                    f"are {', '.join(map(repr, outputs))}."
-                )
-        for task in self.task_losses:
-            if keras.tree.is_nested(outputs[task]):
-                raise ValueError(
-                    f"The output {task!r} of the network must be one tensor. Received: "
-                    f"{type(outputs[task]).__name__}"
-                )
-        return outputs
-
-    def _check_masks(self, masks, targets):
-        unknown = [t for t in masks if t not in self.task_losses and t not in targets]
-        if unknown:
-            raise ValueError(
-                f"There is a mask for {unknown[0]!r}, which has no loss; the losses "
-                f"are for {', '.join(map(repr, self.task_losses))}."
-            )
-
-    def _complete(self, targets, masks):
-        """Targets and masks given as arrays, with ones for tasks without a mask: Keras
-        wants masks for all or for none."""
-        if not isinstance(masks, (dict, list, tuple)):
-            _check_signs_of("The mask", masks)
-            return targets, masks
-        targets = self._by_task(targets, "targets")
-        masks = {
-            task: np.asarray(mask) if isinstance(mask, (list, tuple)) else mask
-            for task, mask in self._by_task(masks, "masks").items()
-        }
-        self._check_masks(masks, targets)
-        for task, mask in masks.items():
-            _check_signs_of(f"The mask of task {task!r}", mask)
-        targets = {task: y for task, y in targets.items() if y is not None}
-        return targets, {
-            task: np.ones(len(target), "float32")
-            if masks.get(task) is None
-            else masks[task]
-            for task, target in targets.items()
-        }
-
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
         return {
@@ -672,15 +538,6 @@ class MultiTaskTrainer(keras.Model):
             for key, value in config.items()
         }
         return cls(**config)
-
-
-def _check_signs_of(whose, mask):
-    """Raises `ValueError` for an array that is no mask and no weights."""
-    if isinstance(mask, np.ndarray) and not (mask >= 0).all():
-        raise ValueError(
-            f"{whose} has values that are negative or NaN; it must be 0 where nothing "
-            "counts, and above 0 elsewhere."
-        )
 
 
 def _unless_empty(score, count):

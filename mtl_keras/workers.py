@@ -5,6 +5,7 @@ This module runs in worker processes, so it imports nothing heavy.
 
 import collections
 import concurrent.futures
+import contextlib
 import multiprocessing.connection
 import multiprocessing.context
 import os
@@ -90,14 +91,26 @@ class _Process(multiprocessing.context.SpawnProcess):
 
     def start(self):
         script = sys.modules["__main__"]
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         # A script that is not in a file, like this one, is not run by the worker.
         sys.modules["__main__"] = types.ModuleType("__main__")
         try:
-            super().start()
+            with _interrupts_blocked():
+                super().start()
         finally:
             sys.modules["__main__"] = script
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _interrupts_blocked():
+    """Blocks Ctrl-C, which a process that is started meanwhile inherits."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Context(multiprocessing.context.SpawnContext):

@@ -33,18 +33,18 @@ def test_things_are_the_classes_from_person_to_bicycle():
 
 
 def test_class_index_table():
-    ids = cityscapes.class_index_table("ids")
+    ids = cityscapes.class_index_table("label_ids")
     np.testing.assert_array_equal(ids, [*range(34)] + [-1] * 222)
-    train = cityscapes.class_index_table("train")
+    train = cityscapes.class_index_table("train_ids")
     assert (train[7], train[33], train[0], train[29], train[255]) == (0, 18, -1, -1, -1)
     assert sorted(train[train >= 0]) == list(range(19))
 
 
 def test_evaluated_index_table():
-    ids = cityscapes.evaluated_index_table("ids")
+    ids = cityscapes.evaluated_index_table("label_ids")
     assert len(ids) == 34 and (ids[7], ids[33], ids[9]) == (0, 18, -1)
     np.testing.assert_array_equal(
-        cityscapes.evaluated_index_table("train"), np.arange(19)
+        cityscapes.evaluated_index_table("train_ids"), np.arange(19)
     )
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stnp
 from sklearn.cluster import DBSCAN, OPTICS
 
-from mtl_keras.clustering import cluster_votes
+from mtl_keras.instances.clustering import cluster_votes
 
 pytestmark = pytest.mark.filterwarnings("ignore:All reachability values")
 

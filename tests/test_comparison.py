@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_keras import comparison, comparison_figures
-from mtl_keras.cli import TrainOptions, read_options, write_options
 from mtl_keras.errors import UserError
-from mtl_keras.recipes import TABLES
-from mtl_keras.tables import plan_runs
+from mtl_keras.experiments import comparison
+from mtl_keras.experiments.options import TrainOptions, read_options, write_options
+from mtl_keras.experiments.recipes import TABLES
+from mtl_keras.experiments.tables import plan_runs
+from mtl_keras.figures import tables
 
 # The last scores of the runs below, by row and seed, in 0..1 and pixels.
 SCORES = {
@@ -188,7 +189,7 @@ def test_scores_that_are_no_measure_are_shown(tmp_path, value):
     found = comparison.compare_runs(tmp_path, "A")
     shown = cells_of(comparison.format_comparison(found))["semantic"][2]
     assert shown.strip("*") == f"{value:.3f}"
-    comparison_figures.plot_bars(found, tmp_path / "bars.png")
+    tables.plot_bars(found, tmp_path / "bars.png")
     assert_picture(tmp_path / "bars.png")
 
 
@@ -233,9 +234,9 @@ def assert_picture(path):
 
 
 def test_figures(table, sweep, tmp_path):
-    comparison_figures.plot_bars(table, tmp_path / "bars.png")
-    comparison_figures.plot_sweep(sweep, tmp_path / "sweep.png")
-    assert comparison_figures.plot_trajectories(table, tmp_path / "sigmas.png")
+    tables.plot_bars(table, tmp_path / "bars.png")
+    tables.plot_sweep(sweep, tmp_path / "sweep.png")
+    assert tables.plot_trajectories(table, tmp_path / "sigmas.png")
     for name in ("bars", "sweep", "sigmas"):
         assert_picture(tmp_path / f"{name}.png")
 
@@ -243,12 +244,12 @@ def test_figures(table, sweep, tmp_path):
 def test_bars_are_gains_over_the_task_alone(table, tmp_path, monkeypatch):
     figures = []
 
-    class Figure(comparison_figures.Figure):
+    class Figure(tables.Figure):
         def savefig(self, *args, **kwargs):
             figures.append(self)
 
-    monkeypatch.setattr(comparison_figures, "Figure", Figure)
-    comparison_figures.plot_bars(table, tmp_path / "bars.png")
+    monkeypatch.setattr(tables, "Figure", Figure)
+    tables.plot_bars(table, tmp_path / "bars.png")
     gains = [[bar.get_width() for bar in panel.patches] for panel in figures[0].axes]
     # mIoU of semantic, equal, all: 41, 30, 43; depth of depth, equal, all: .6, .9, .5
     assert gains[0] == pytest.approx([0, -1100 / 41, 200 / 41])
@@ -261,7 +262,7 @@ def test_bars_are_gains_over_the_task_alone(table, tmp_path, monkeypatch):
 def test_there_are_no_trajectories_of_fixed_weights(tmp_path):
     write_runs(tmp_path, "--table A", {"equal": SCORES["equal"]}, CONSTANTS)
     fixed = comparison.compare_runs(tmp_path, "A")
-    assert not comparison_figures.plot_trajectories(fixed, tmp_path / "sigmas.png")
+    assert not tables.plot_trajectories(fixed, tmp_path / "sigmas.png")
     assert not (tmp_path / "sigmas.png").exists()
 
 

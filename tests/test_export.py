@@ -8,10 +8,11 @@ import keras
 import numpy as np
 import pytest
 
-from mtl_keras import export
 from mtl_keras.cityscapes import LABEL_SETS
 from mtl_keras.errors import UserError
 from mtl_keras.model import build_network
+from mtl_keras.serving import saved_model
+from mtl_keras.serving.predictions import write_predictions
 
 SIZE = (32, 64)
 
@@ -49,7 +50,7 @@ def images():
 
 def test_served_network_is_the_live_one(network, images, tmp_path):
     path = tmp_path / "saved_model"
-    export.export_saved_model(network, path)
+    saved_model.export_saved_model(network, path)
     assert [child.name for child in tmp_path.iterdir()] == ["saved_model"]
     np.save(tmp_path / "images.npy", images)
     completed = subprocess.run(
@@ -90,18 +91,20 @@ def contents(directory):
 
 def test_export_replaces_an_export(tiny, tmp_path):
     path = tmp_path / "deep" / "saved_model"
-    export.export_saved_model(tiny, path)
+    saved_model.export_saved_model(tiny, path)
     (path / "saved_model.pb").write_text("an older one")
-    export.export_saved_model(tiny, path)
+    saved_model.export_saved_model(tiny, path)
     assert len((path / "saved_model.pb").read_bytes()) > 1000
     assert [child.name for child in path.parent.iterdir()] == ["saved_model"]
-    listed = json.loads((path / export.MANIFEST).read_text(encoding="utf-8"))["files"]
+    listed = json.loads((path / saved_model.MANIFEST).read_text(encoding="utf-8"))[
+        "files"
+    ]
     files = [p for p in contents(path) if (path / p).is_file()]
     assert sorted(listed) == sorted(map(str, files))
 
 
 def test_export_fills_an_empty_directory(tiny, tmp_path):
-    export.export_saved_model(tiny, tmp_path)
+    saved_model.export_saved_model(tiny, tmp_path)
     assert (tmp_path / "saved_model.pb").exists()
 
 
@@ -123,7 +126,7 @@ def make_notes(path):
 
 def make_damaged_export(path):
     make_foreign_model(path)
-    (path / export.MANIFEST).write_text("{")
+    (path / saved_model.MANIFEST).write_text("{")
 
 
 def make_link(path):
@@ -156,19 +159,19 @@ def test_export_deletes_nothing_else(tiny, tmp_path, make, message):
     make(path)
     before = contents(tmp_path)
     with pytest.raises(UserError, match=message):
-        export.export_saved_model(tiny, path)
+        saved_model.export_saved_model(tiny, path)
     assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "assets.extra/warmup", "variables/mine"])
 def test_export_deletes_no_file_that_was_added(tiny, tmp_path, name):
     path = tmp_path / "saved_model"
-    export.export_saved_model(tiny, path)
+    saved_model.export_saved_model(tiny, path)
     (path / name).parent.mkdir(exist_ok=True)
     (path / name).write_text("mine")
     before = contents(tmp_path)
     with pytest.raises(UserError, match=f"also holds {name}"):
-        export.export_saved_model(tiny, path)
+        saved_model.export_saved_model(tiny, path)
     assert contents(tmp_path) == before
 
 
@@ -176,7 +179,7 @@ def test_neighbours_of_an_export_are_left_alone(tiny, tmp_path):
     for name in ("saved_model.partial", "saved_model.old", "new", "old"):
         make_notes(tmp_path / name)
     before = contents(tmp_path)
-    export.export_saved_model(tiny, tmp_path / "saved_model")
+    saved_model.export_saved_model(tiny, tmp_path / "saved_model")
     assert before.items() <= contents(tmp_path).items()
     shutil.rmtree(tmp_path / "saved_model")
     assert contents(tmp_path) == before
@@ -185,7 +188,7 @@ def test_neighbours_of_an_export_are_left_alone(tiny, tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left")])
 def test_nothing_is_left_of_a_failed_export(tiny, tmp_path, monkeypatch, error):
     path = tmp_path / "saved_model"
-    export.export_saved_model(tiny, path)
+    saved_model.export_saved_model(tiny, path)
     before = contents(tmp_path)
 
     def fail(self, target, **_):
@@ -194,7 +197,7 @@ def test_nothing_is_left_of_a_failed_export(tiny, tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(keras.Model, "export", fail)
     with pytest.raises((KeyboardInterrupt, UserError)) as raised:
-        export.export_saved_model(tiny, path)
+        saved_model.export_saved_model(tiny, path)
     assert contents(tmp_path) == before
     if error is not KeyboardInterrupt:
         assert "cannot be written (No space left)" in str(raised.value)
@@ -204,7 +207,7 @@ def test_the_earlier_export_comes_back_if_the_new_one_cannot_be_placed(
     tiny, tmp_path, monkeypatch
 ):
     path = tmp_path / "saved_model"
-    export.export_saved_model(tiny, path)
+    saved_model.export_saved_model(tiny, path)
     before = contents(tmp_path)
     rename = type(path).rename
 
@@ -215,14 +218,14 @@ def test_the_earlier_export_comes_back_if_the_new_one_cannot_be_placed(
 
     monkeypatch.setattr(type(path), "rename", fail)
     with pytest.raises(UserError, match="Permission denied"):
-        export.export_saved_model(tiny, path)
+        saved_model.export_saved_model(tiny, path)
     assert contents(tmp_path) == before
 
 
 def test_export_below_a_file(tiny, tmp_path):
     make_file(tmp_path / "file")
     with pytest.raises(UserError, match="cannot be written"):
-        export.export_saved_model(tiny, tmp_path / "file" / "saved_model")
+        saved_model.export_saved_model(tiny, tmp_path / "file" / "saved_model")
 
 
 @pytest.mark.parametrize("tasks", [("depth",), ("semantic", "instance")])
@@ -230,7 +233,7 @@ def test_serving_model_has_the_tasks_of_the_network(tasks, images):
     network = build_network(
         backbone="small", image_size=SIZE, num_classes=19, tasks=tasks
     )
-    model = export.build_serving_model(network)
+    model = saved_model.build_serving_model(network)
     outputs = model(images)
     assert set(outputs) == set(tasks)
     if "semantic" in tasks:
@@ -248,7 +251,7 @@ def test_predictions_are_written(label_set, tmp_path):
     }
     predictions["depth"][0, 0, :2, 0] = (-3.0, 1e6)
     predictions["semantic"][0, 0, 0, -1] = 2.0
-    export.write_predictions(tmp_path / "maps", ["a", "b"], predictions, label_set)
+    write_predictions(tmp_path / "maps", ["a", "b"], predictions, label_set)
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [
         f"{frame}_{ending}"
         for frame in "ab"
@@ -277,5 +280,5 @@ def test_predictions_are_written(label_set, tmp_path):
 
 def test_only_predicted_maps_are_written(tmp_path):
     depth = np.ones((1, 2, 2, 1), "float32")
-    export.write_predictions(tmp_path, ["a"], {"depth": depth}, "train")
+    write_predictions(tmp_path, ["a"], {"depth": depth}, "train_ids")
     assert [path.name for path in tmp_path.iterdir()] == ["a_disparity.png"]

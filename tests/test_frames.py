@@ -8,9 +8,11 @@ import pytest
 from conftest import TREE_IMAGE_SIZE, TREE_SEED
 from PIL import Image
 
-from mtl_keras import cityscapes, frames, streets
+from mtl_keras import cityscapes, streets
+from mtl_keras.data import frames
+from mtl_keras.data.frames import list_frames, read_frame, resize_frame
 from mtl_keras.errors import UserError
-from mtl_keras.frames import list_frames, read_frame, resize_frame
+from mtl_keras.png import encode_png
 
 FRAME = "streets_000001_000019"
 
@@ -63,7 +65,7 @@ def test_a_frame_is_read_as_it_was_rendered(street_tree):
 def test_missing_partner_is_named(own_tree):
     path = path_of(own_tree, "instance")
     path.unlink()
-    with pytest.raises(UserError, match=f"{path.name} is missing.*--tasks"):
+    with pytest.raises(UserError, match=f"{path.name} is missing.*leave out the task"):
         list_frames(own_tree, "train", frames.LABEL_KINDS)
     for other in ("streets_000002_000019", "streets_000003_000019"):
         path_of(own_tree, "disparity", frame_id=other).unlink()
@@ -471,7 +473,7 @@ def test_png_round_trip():
     image = rng.integers(0, 256, (5, 7, 3)).astype("uint8")
     ids = rng.integers(0, 2**16, (5, 7)).astype("uint16")
     for array in (image, ids):
-        coded = np.frombuffer(frames.encode_png(array), np.uint8)
+        coded = np.frombuffer(encode_png(array), np.uint8)
         decoded = cv2.imdecode(coded, cv2.IMREAD_UNCHANGED)
         decoded = decoded[..., ::-1] if array.ndim == 3 else decoded
         np.testing.assert_array_equal(decoded, array)

@@ -6,8 +6,8 @@ from mtl_keras.instances import (
     cluster_offsets,
     decode_objects,
     encode_offsets,
-    thing_classes,
 )
+from mtl_keras.instances.offsets import keep_things
 
 # Encoding.
 
@@ -59,9 +59,9 @@ def test_encode_rejects_what_are_no_ids(ids):
         encode_offsets(ids)
 
 
-def test_thing_classes():
+def test_keep_things():
     ids = np.array([[7, 24, 33], [29, 30, 0]], np.uint8)
-    np.testing.assert_array_equal(thing_classes(ids), [[0, 24, 33], [0, 0, 0]])
+    np.testing.assert_array_equal(keep_things(ids), [[0, 24, 33], [0, 0, 0]])
 
 
 # Encoding and clustering.
@@ -297,13 +297,25 @@ def test_non_finite_offsets(value):
         ({"eps": np.nan}, "eps must be positive"),
         ({"eps": 2.0, "max_eps": 1.0}, "max_eps at least eps"),
         ({"eps": -1.0}, "eps must be positive"),
-        ({"min_samples": 1}, "min_samples must be at least 2"),
-        ({"min_cluster_size": 0}, "min_cluster_size must be at least 1"),
+        ({"min_samples": 1}, "min_samples must be a whole number of at least 2"),
+        (
+            {"min_cluster_size": 0},
+            "min_cluster_size must be a whole number of at least 1",
+        ),
         ({"method": "optics-xi", "xi": 2.0}, "xi in 0..1"),
         ({"method": "optics-xi", "max_eps": np.nan}, "max_eps must be positive"),
-        ({"method": "optics-xi", "min_samples": 0}, "min_samples must be at least 2"),
-        ({"method": "hdbscan", "min_cluster_size": 1}, "must be at least 2"),
-        ({"method": "hdbscan", "min_samples": 0}, "must be at least 1"),
+        (
+            {"method": "optics-xi", "min_samples": 0},
+            "min_samples must be a whole number of at least 2",
+        ),
+        (
+            {"method": "hdbscan", "min_cluster_size": 1},
+            "must be a whole number of at least 2",
+        ),
+        (
+            {"method": "hdbscan", "min_samples": 0},
+            "must be a whole number of at least 1",
+        ),
         ({"mask": np.ones((4, 5), bool)}, "must have shape"),
         ({"mask": np.ones((4, 4))}, "bool or an integer class map"),
     ],

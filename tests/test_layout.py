@@ -14,52 +14,57 @@ import mtl_keras
 
 PACKAGE = pathlib.Path(mtl_keras.__file__).parent
 
-# From the bottom to the top; a module may import from its own row and those below.
+# From the bottom to the top, "" being the library on top of the package. A module may
+# import from its own part and from those of the rows below.
 ROWS = (
-    ("errors", "cityscapes", "recipes"),
-    ("surfaces", "rendering", "street_objects", "street_plan"),
-    ("distribution", "layers", "losses", "optimizers", "pipelines", "weighting"),
-    ("clustering", "instances", "frames", "streets", "cli", "workers"),
-    ("model", "metrics", "training", "scoring", "objects", "small_images", "tables"),
-    ("datasets", "data", "export", "report", "object_gallery"),
-    ("problems", "runs"),
-    ("comparison", "comparison_figures"),
+    ("",),
+    ("streets", "instances"),
+    ("data",),
+    ("figures", "serving"),
+    ("experiments",),
+    ("commands",),
 )
-HEIGHTS = {name: height for height, row in enumerate(ROWS) for name in row}
-MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
+HEIGHTS = {part: height for height, row in enumerate(ROWS) for part in row}
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if path.stem not in ("__init__", "__main__")
+)
+LIBRARY = [module for module in MODULES if "." not in module]
 
-# Those a machine with JAX alone has to be able to import, and those that processes
-# import which have no time to wait for Keras.
-CORE = (
-    "cityscapes",
-    "instances",
-    "layers",
-    "losses",
-    "metrics",
-    "model",
-    "optimizers",
-    "small_images",
-    "streets",
-    "training",
-    "weighting",
-)
+# What the library imports, beside Keras and NumPy, where it is called.
+LIBRARY_IMPORTS = {
+    "distribution": {"tensorflow"},
+    "layers": {"tensorflow"},
+    "optimizers": {"tensorflow"},
+    "png": {"cv2"},
+}
+# Those that `--help` and worker processes import, which do not wait for Keras.
 LIGHT = (
-    "cli",
-    "cityscapes",
-    "errors",
-    "frames",
-    "recipes",
-    "streets",
-    "tables",
+    "commands.console",
+    "commands.evaluate",
+    "commands.train",
+    "data.examples",
+    "experiments.options",
+    "experiments.recipes",
+    "experiments.tables",
+    "instances.objects",
+    "streets.scenes",
+    "tasks",
     "workers",
 )
+
+
+def part_of(module):
+    return module.rpartition(".")[0]
 
 
 def imports_of(module, in_functions=True):
     """Full names of the modules that a module imports, in functions or only when it
     is imported itself."""
     names = set()
-    todo = [ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))]
+    path = PACKAGE / f"{module.replace('.', '/')}.py"
+    todo = [ast.parse(path.read_text(encoding="utf-8"))]
     while todo:
         node = todo.pop()
         if in_functions or not isinstance(node, ast.FunctionDef):
@@ -68,51 +73,78 @@ def imports_of(module, in_functions=True):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} imports relatively"
-            if node.module == "mtl_keras":
-                names |= {f"mtl_keras.{alias.name}" for alias in node.names}
-            else:
-                names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
-def own_imports_of(module):
-    return {
-        name.split(".")[1]
-        for name in imports_of(module)
-        if name.startswith("mtl_keras.")
-    }
+def own_imports_of(module, in_functions=True):
+    """The modules of the package that a module imports."""
+    found = set()
+    for name in imports_of(module, in_functions):
+        package, _, name = name.partition(".")
+        if package != "mtl_keras":
+            continue
+        while name and name not in MODULES and name not in HEIGHTS:
+            name = name.rpartition(".")[0]  # of a function, its module
+        if name in HEIGHTS and name:  # what the package hands on
+            found |= own_imports_of(f"{name}.__init__")
+        elif name:
+            found.add(name)
+    return found
 
 
-def everything_below(module):
+def everything_below(module, in_functions=True):
     found, todo = set(), {module}
     while todo:
         name = todo.pop()
         found.add(name)
-        todo |= own_imports_of(name) - found
+        todo |= own_imports_of(name, in_functions) - found
     return found
+
+
+def third_party(module, in_functions=True):
+    names = {name.split(".")[0] for name in imports_of(module, in_functions)}
+    return names - {*sys.stdlib_module_names, "mtl_keras"}
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_downwards(module):
-    assert module in HEIGHTS, f"give {module} its place in ROWS"
+    part = part_of(module)
+    assert part in HEIGHTS, f"give {part} its place in ROWS"
     for other in own_imports_of(module):
-        assert HEIGHTS[other] <= HEIGHTS[module], f"{module} imports {other}"
+        is_own = part_of(other) == part
+        assert is_own or HEIGHTS[part_of(other)] < HEIGHTS[part], other
         assert module not in everything_below(other), f"{module} and {other} in a ring"
 
 
-@pytest.mark.parametrize("module", CORE)
-def test_the_core_is_imported_without_tensorflow(module):
+@pytest.mark.parametrize("module", LIBRARY)
+def test_the_library_imports_keras_and_numpy(module):
+    assert third_party(module, in_functions=False) <= {"keras", "numpy"}
+    allowed = {"keras", "numpy"} | LIBRARY_IMPORTS.get(module, set())
+    assert third_party(module) <= allowed
+
+
+@pytest.mark.parametrize("module", [*LIBRARY, "streets.scenes", "instances.objects"])
+def test_no_tensorflow_is_needed(module):
     """What TensorFlow's kernels are for is imported by the functions that call them.
 
-    That these are not called on another backend is what the second run of
-    `make test` is about: there TensorFlow cannot be imported.
+    That these are not called on another backend is what the other runs of
+    `make test` are about: there TensorFlow cannot be imported.
     """
     importlib.import_module(f"mtl_keras.{module}")
     for name in everything_below(module):
-        assert not any(
-            imported.split(".")[0].startswith("tensorflow")
-            for imported in imports_of(name, in_functions=False)
-        ), name
+        heads = {imported.split("_")[0] for imported in third_party(name, False)}
+        assert "tensorflow" not in heads, name
+
+
+def test_packages_hand_names_on_and_do_nothing_else():
+    for part in [row for rows in ROWS[1:] for row in rows]:
+        tree = ast.parse((PACKAGE / part / "__init__.py").read_text(encoding="utf-8"))
+        docstring, *rest = tree.body
+        assert isinstance(docstring, ast.Expr)
+        for node in rest:
+            is_all = isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
+            assert is_all or isinstance(node, ast.ImportFrom), f"{part}: {node}"
 
 
 WITHOUT_OTHERS = """
@@ -156,9 +188,9 @@ def test_there_is_no_tensorflow_beside_another_backend():
 
 @pytest.mark.parametrize("module", LIGHT)
 def test_light_modules_need_no_keras(module):
-    for name in everything_below(module):
-        heavy = {"keras", "tensorflow", "tensorflow_datasets", "jax", "sklearn"}
-        assert not heavy & {n.split(".")[0] for n in imports_of(name)}, name
+    heavy = {"keras", "tensorflow", "tensorflow_datasets", "jax", "sklearn", "scipy"}
+    for name in everything_below(module, in_functions=False):
+        assert not heavy & third_party(name, in_functions=False), name
 
 
 @pytest.mark.parametrize("module", MODULES)

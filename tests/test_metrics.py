@@ -3,15 +3,10 @@ import math
 import keras
 import numpy as np
 import pytest
-from keras import ops
 
 from mtl_keras.cityscapes import LABEL_IDS, LABEL_SETS, LABELS
-from mtl_keras.metrics import (
-    ConstantPredictor,
-    EvaluatedMeanIoU,
-    SplitScore,
-    make_metrics,
-)
+from mtl_keras.metrics import EvaluatedMeanIoU
+from mtl_keras.tasks import make_metrics
 
 
 def random_maps(label_set, seed=0, batch=4, size=(8, 12)):
@@ -64,7 +59,7 @@ def test_miou_is_that_of_the_official_evaluator():
     official = pytest.importorskip(
         "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling"
     )
-    y_true, y_pred, _ = random_maps("ids")
+    y_true, y_pred, _ = random_maps("label_ids")
     confusion = np.zeros((34, 34), np.ulonglong)
     np.add.at(confusion, (y_true.ravel(), y_pred.argmax(-1).ravel()), 1)
     official.args.evalLabels = [label.id for label in LABELS]
@@ -72,7 +67,7 @@ def test_miou_is_that_of_the_official_evaluator():
         label.name: official.getIouScoreForLabel(label.id, confusion, official.args)
         for label in LABELS
     }
-    metric = EvaluatedMeanIoU("ids")
+    metric = EvaluatedMeanIoU("label_ids")
     metric.update_state(y_true, y_pred)
     for name, score in metric.per_class_iou().items():
         assert score == pytest.approx(scores.pop(name)), name
@@ -87,7 +82,7 @@ def test_predicted_ignored_classes_are_misses():
     road, sky, parking = (LABEL_IDS[name] for name in ("road", "sky", "parking"))
     y_true = np.array([[[road, road, road, parking]]])
     y_pred = one_hot([[[road, parking, sky, road]]], 34)
-    metric = EvaluatedMeanIoU("ids")
+    metric = EvaluatedMeanIoU("label_ids")
     metric.update_state(y_true, y_pred)
     scores = metric.per_class_iou()
     assert scores["road"] == pytest.approx(
@@ -102,14 +97,14 @@ def test_predicted_ignored_classes_are_misses():
 
 
 def test_absent_class_leaves_the_mean_alone():
-    metric = EvaluatedMeanIoU("train")
+    metric = EvaluatedMeanIoU("train_ids")
     metric.update_state(np.array([[[0, 1]]]), one_hot([[[0, 1]]], 19))
     assert float(metric.result()) == pytest.approx(1.0)
 
 
 def test_empty_mask_leaves_everything_alone():
-    y_true, y_pred, mask = random_maps("train")
-    metric = EvaluatedMeanIoU("train")
+    y_true, y_pred, mask = random_maps("train_ids")
+    metric = EvaluatedMeanIoU("train_ids")
     metric.update_state(y_true, y_pred, mask)
     before = float(metric.result())
     metric.update_state(y_true, 1 - y_pred, np.zeros_like(mask))
@@ -119,7 +114,7 @@ def test_empty_mask_leaves_everything_alone():
 @pytest.mark.parametrize("task", ["semantic", "instance", "depth"])
 def test_two_half_batches_equal_one_and_reset_forgets(task):
     y_true, y_pred, mask = example(task)
-    whole, halves = make_metrics(task, "train"), make_metrics(task, "train")
+    whole, halves = make_metrics(task, "train_ids"), make_metrics(task, "train_ids")
     for one, two in zip(whole, halves):
         assert one.name == two.name
         two.update_state(1 - y_true, y_pred, mask)
@@ -132,7 +127,7 @@ def test_two_half_batches_equal_one_and_reset_forgets(task):
 
 def example(task, batch=4, size=(8, 12)):
     if task == "semantic":
-        return random_maps("train", batch=batch, size=size)
+        return random_maps("train_ids", batch=batch, size=size)
     rng = np.random.default_rng(3)
     shape = (batch, *size, 2 if task == "instance" else 1)
     y_true, y_pred = rng.normal(size=(2, *shape)).astype("float32")
@@ -143,7 +138,7 @@ def example(task, batch=4, size=(8, 12)):
 def test_regression_metrics_are_numpys(task):
     y_true, y_pred, mask = example(task)
     scores = {}
-    for metric in make_metrics(task, "train"):
+    for metric in make_metrics(task, "train_ids"):
         metric.update_state(y_true, y_pred, mask)
         scores[metric.name] = float(metric.result())
     errors = (y_true - y_pred)[mask > 0]
@@ -158,7 +153,7 @@ def test_regression_metrics_are_numpys(task):
 
 def test_pixel_accuracy():
     y_true, y_pred, mask = example("semantic")
-    accuracy = make_metrics("semantic", "train")[1]
+    accuracy = make_metrics("semantic", "train_ids")[1]
     accuracy.update_state(y_true, y_pred, mask)
     expected = (y_pred.argmax(-1) == y_true)[mask > 0].mean()
     assert accuracy.name == "pixel_accuracy"
@@ -166,109 +161,12 @@ def test_pixel_accuracy():
 
 
 def test_miou_round_trip():
-    metric = EvaluatedMeanIoU("ids", name="score")
+    metric = EvaluatedMeanIoU("label_ids", name="score")
     restored = keras.saving.deserialize_keras_object(
         keras.saving.serialize_keras_object(metric)
     )
-    assert (restored.label_set, restored.name) == ("ids", "score")
-    maps = random_maps("ids")
+    assert (restored.label_set, restored.name) == ("label_ids", "score")
+    maps = random_maps("label_ids")
     metric.update_state(*maps)
     restored.update_state(*maps)
     assert float(restored.result()) == float(metric.result())
-
-
-def batch_of_all_tasks():
-    maps = {task: example(task) for task in ("semantic", "instance", "depth")}
-    return [{task: values[i] for task, values in maps.items()} for i in range(3)]
-
-
-def make_score(*tasks):
-    return SplitScore({task: make_metrics(task, "train") for task in tasks})
-
-
-def test_split_score():
-    targets, predictions, masks = batch_of_all_tasks()
-    masks["depth"] = np.zeros_like(masks["depth"])
-    score = make_score("semantic", "instance", "depth")
-    score.update(targets, predictions, masks)
-    results = score.results()
-    assert set(results) == {
-        "semantic/miou",
-        "semantic/pixel_accuracy",
-        "instance/mean_abs",
-        "instance/rms",
-        "instance/mean_l2",
-    }  # depth has no valid pixel
-    assert all(type(value) is float for value in results.values())
-    errors = (targets["instance"] - predictions["instance"])[masks["instance"] > 0]
-    assert results["instance/mean_abs"] == pytest.approx(np.abs(errors).mean())
-    assert score.per_class_iou() == pytest.approx(
-        iou_by_definition(
-            "train", targets["semantic"], predictions["semantic"], masks["semantic"]
-        )
-    )
-
-
-def test_split_score_takes_tensors():
-    targets, predictions, masks = batch_of_all_tasks()
-    scores = []
-    for convert in (np.asarray, ops.convert_to_tensor):
-        score = make_score("semantic", "depth")
-        score.update(
-            *(
-                {task: convert(value) for task, value in values.items()}
-                for values in (targets, predictions, masks)
-            )
-        )
-        scores.append(score.results())
-    assert scores[0] == scores[1]
-
-
-def test_split_score_without_the_semantic_task():
-    score = make_score("depth")
-    assert score.results() == {} and score.per_class_iou() == {}
-
-
-def test_constant_predictor_takes_majority_and_median():
-    targets = {
-        "semantic": np.array([[[3, 3, 5, 5, 5]]], "int32"),
-        "instance": np.ones((1, 1, 5, 2), "float32"),
-        "depth": np.array([1.0, 2.0, 7.5, 99.0, 3.0], "float32").reshape(1, 1, 5, 1),
-    }
-    masks = {
-        "semantic": np.array([[[1, 1, 1, 0, 0]]], "float32"),
-        "instance": np.ones((1, 1, 5), "float32"),
-        "depth": np.array([[[1, 1, 1, 0, 1]]], "float32"),
-    }
-    predictor = ConstantPredictor.fit([(None, targets, masks)] * 3, "train")
-    assert predictor.semantic == 3
-    assert 2.0 <= predictor.depth <= 3.0  # the two in the middle
-    predictions = predictor.predict(targets)
-    assert predictions["semantic"].shape == (1, 1, 5, 19)
-    assert (predictions["semantic"].argmax(-1) == 3).all()
-    np.testing.assert_array_equal(predictions["instance"], 0)
-    np.testing.assert_array_equal(predictions["depth"], predictor.depth)
-    assert predictions["depth"].shape == targets["depth"].shape
-
-
-def test_constant_predictor_over_batches_is_the_median_of_all():
-    rng = np.random.default_rng(0)
-    values = np.round(rng.gamma(2, 4, (5, 1, 3, 7, 1)) * 256) / 256
-    values = values.astype("float32")
-    masks = np.ones((5, 1, 3, 7), "float32")
-    batches = [(None, {"depth": v}, {"depth": m}) for v, m in zip(values, masks)]
-    predictor = ConstantPredictor.fit(batches, "train")
-    assert predictor.depth == pytest.approx(np.median(values), abs=1 / 256)
-
-
-def test_constant_predictor_of_a_split_without_labels():
-    batch = (
-        None,
-        {"semantic": np.zeros((1, 2, 2), "int32"), "depth": np.ones((1, 2, 2, 1))},
-        {"semantic": np.zeros((1, 2, 2)), "depth": np.zeros((1, 2, 2))},
-    )
-    assert vars(ConstantPredictor.fit([batch], "train")) == {
-        "label_set": "train",
-        "semantic": 0,
-        "depth": 0.0,
-    }

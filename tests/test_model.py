@@ -6,10 +6,9 @@ from keras import ops
 
 from benchmarks.workload import randomize
 from mtl_keras import model
+from mtl_keras.architectures import ARCHITECTURES, BACKBONES, DECODERS, Backbone
 from mtl_keras.errors import UserError
 from mtl_keras.model import (
-    ARCHITECTURES,
-    Backbone,
     apply_aspp,
     apply_backbone,
     build_network,
@@ -110,7 +109,7 @@ def test_input_is_normalized_like_the_pretrained_weights_expect():
 @pytest.mark.parametrize("stride, shape", [(8, (4, 8)), (16, (2, 4)), (32, (1, 2))])
 def test_output_stride(stride, shape):
     features = build_backbone("small", stride)
-    assert features.output_shape == (None, *shape, 32 * model.BACKBONES["small"].width)
+    assert features.output_shape == (None, *shape, 32 * BACKBONES["small"].width)
 
 
 def test_dilation_changes_no_weight():
@@ -190,7 +189,7 @@ def test_gradients_of_every_head_reach_the_trunk(task, architecture):
 
 
 def test_direct_decoder_is_the_same_function_of_the_same_weights():
-    fused, direct = (build_small(decoder=name) for name in model.DECODERS)
+    fused, direct = (build_small(decoder=name) for name in DECODERS)
     randomize(fused)
     assert signature(fused) == signature(direct)
     direct.set_weights(fused.get_weights())
@@ -282,7 +281,7 @@ def test_the_pyramid_follows_its_definition(size):
 
 def test_features_are_centred_on_every_eighth_pixel(monkeypatch):
     # A brighter column of pixels makes just those features grow that see it.
-    monkeypatch.setitem(model.BACKBONES, "small", Backbone((1, 1, 1, 1), 2, 2, 2))
+    monkeypatch.setitem(BACKBONES, "small", Backbone((1, 1, 1, 1), 2, 2, 2))
     size = (32, 192)
     features = build_backbone("small", 8, size)
     for variable in features.variables:
@@ -374,6 +373,6 @@ def test_a_failed_download_is_explained(monkeypatch):
         raise Exception("URL fetch failure: Name or service not known")
 
     monkeypatch.setattr(keras.applications, "ResNet50", offline)
-    monkeypatch.setitem(model.BACKBONES, "resnet50", Backbone((1, 1, 1, 1), 4, 4, 4))
-    with pytest.raises(UserError, match="resnet50.*not known.*--no-pretrained"):
+    monkeypatch.setitem(BACKBONES, "resnet50", Backbone((1, 1, 1, 1), 4, 4, 4))
+    with pytest.raises(UserError, match="resnet50.*not known.*give no weights"):
         build_small(backbone="resnet50", weights="imagenet")

@@ -7,7 +7,7 @@ from backends import only_on
 from keras import ops
 
 from mtl_keras import optimizers
-from mtl_keras.optimizers import Adam
+from mtl_keras.optimizers import FusedAdam
 
 tensorflow_only = only_on("tensorflow", "about its fused kernel")
 SHAPES = {"kernel": (3, 4), "bias": (4,)}
@@ -55,7 +55,7 @@ def test_example_of_the_docstring():
 def test_steps_are_those_of_keras(options):
     options = {"learning_rate": 0.1, **options}
     expected = run(keras.optimizers.Adam(**options))
-    assert_alike(expected, run(Adam(**options)))
+    assert_alike(expected, run(FusedAdam(**options)))
     assert len(expected) >= 2 + 2 * 2 + 1
 
 
@@ -63,14 +63,14 @@ def test_steps_are_those_of_keras(options):
 def test_weights_in_double_precision():
     expected, found = (
         run(optimizer(0.1), dtype="float64")
-        for optimizer in (keras.optimizers.Adam, Adam)
+        for optimizer in (keras.optimizers.Adam, FusedAdam)
     )
     assert_alike(expected, found, 1e-9)
 
 
 def test_config_and_state_are_those_of_keras():
     options = {"learning_rate": 0.1, "beta_1": 0.8, "name": "adam"}
-    ours, stock = Adam(**options), keras.optimizers.Adam(**options)
+    ours, stock = FusedAdam(**options), keras.optimizers.Adam(**options)
     config = ours.get_config()
     assert config == stock.get_config()
     for optimizer in (ours, stock):
@@ -78,7 +78,7 @@ def test_config_and_state_are_those_of_keras():
     restored = keras.saving.deserialize_keras_object(
         keras.saving.serialize_keras_object(ours)
     )
-    assert type(restored) is Adam and restored.get_config() == config
+    assert type(restored) is FusedAdam and restored.get_config() == config
     names = [[v.name for v in o.variables] for o in (ours, stock)]
     assert names[0] == names[1]
 
@@ -102,7 +102,7 @@ def fit(model, epochs=3):
 
 @pytest.mark.parametrize("ours_saves", [True, False])
 def test_checkpoints_are_interchangeable_with_those_of_keras(tmp_path, ours_saves):
-    classes = (Adam, keras.optimizers.Adam)
+    classes = (FusedAdam, keras.optimizers.Adam)
     saving, loading = classes if ours_saves else classes[::-1]
     first = build_model(saving(0.1))
     fit(first)
@@ -119,7 +119,7 @@ def test_checkpoints_are_interchangeable_with_those_of_keras(tmp_path, ours_save
 def test_with_loss_scaling():
     """A step with an infinite gradient is left out, and the others are taken."""
     trained = []
-    for optimizer in (keras.optimizers.Adam, Adam):
+    for optimizer in (keras.optimizers.Adam, FusedAdam):
         scaled = keras.optimizers.LossScaleOptimizer(optimizer(0.1), initial_scale=4.0)
         weight = keras.Variable([1.0, 2.0])
         for gradient in ([4.0, -8.0], [np.inf, 1.0], [2.0, 2.0]):
@@ -134,7 +134,7 @@ def test_embeddings():
     import tensorflow as tf
 
     trained = []
-    for optimizer in (keras.optimizers.Adam(0.1), Adam(0.1)):
+    for optimizer in (keras.optimizers.Adam(0.1), FusedAdam(0.1)):
         table = keras.Variable(np.ones((4, 2)), dtype="float32")
         for rows in ([0, 2], [2, 2]):
             with tf.GradientTape() as tape:
@@ -156,7 +156,7 @@ def test_a_step_is_one_operation_a_weight(jit_compile):
     weights = [
         keras.Variable(rng.normal(size=s), dtype="float32") for s in SHAPES.values()
     ]
-    optimizer = Adam(0.1)
+    optimizer = FusedAdam(0.1)
     optimizer.build(weights)
     step = tf.function(
         lambda gradients: optimizer.apply(gradients, weights), jit_compile=jit_compile

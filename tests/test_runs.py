@@ -6,12 +6,12 @@ import keras
 import numpy as np
 import pytest
 
-import train
-from mtl_keras import runs
-from mtl_keras.cli import EvaluateOptions, TrainOptions
+from mtl_keras.commands import train
 from mtl_keras.errors import BusyError, UserError
+from mtl_keras.experiments import callbacks, evaluation, runs, setup
+from mtl_keras.experiments.options import EvaluateOptions, TrainOptions
+from mtl_keras.experiments.problems import open_problem
 from mtl_keras.losses import MaskedLoss
-from mtl_keras.problems import open_problem
 from mtl_keras.weighting import FixedWeighting, UncertaintyWeighting
 
 
@@ -20,7 +20,7 @@ def make_options(output, **values):
 
 
 def build_trainer(options):
-    return runs.build_trainer(open_problem(options))
+    return setup.build_trainer(open_problem(options))
 
 
 def claim(options, epochs):
@@ -72,8 +72,8 @@ def test_an_empty_directory_will_do(tmp_path):
 
 def test_the_directory_is_named_after_the_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    directory = claim(TrainOptions(recipe="mtl"), 30)
-    assert directory.as_posix() == "runs/mtl"
+    directory = claim(TrainOptions(recipe="original"), 30)
+    assert directory.as_posix() == "runs/original"
 
 
 def test_an_unfinished_run_wants_resume(run):
@@ -173,9 +173,9 @@ def test_a_first_checkpoint_cut_short_does_not_count(tmp_path):
 
 def test_count_steps():
     options = TrainOptions(batch_size=4, epochs=5)
-    assert runs.count_steps(options, 19) == (5, 4)
+    assert setup.plan_epochs(options, 19) == (5, 4)
     with pytest.raises(UserError, match="3 frames.*batch of 4.*--batch-size"):
-        runs.count_steps(options, 3)
+        setup.plan_epochs(options, 3)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_count_steps():
 )
 def test_count_steps_in_place_of_epochs(steps, expected):
     options = TrainOptions(batch_size=4, epochs=5, steps=steps)
-    epochs, steps_per_epoch = runs.count_steps(options, 19)  # 4 batches a pass
+    epochs, steps_per_epoch = setup.plan_epochs(options, 19)  # 4 batches a pass
     assert (epochs, steps_per_epoch) == expected
     assert epochs * steps_per_epoch >= steps
 
@@ -199,34 +199,34 @@ def test_count_steps_in_place_of_epochs(steps, expected):
 )
 def test_count_steps_between_validations(values, expected):
     options = TrainOptions(batch_size=4, epochs=5, **values)
-    assert runs.count_steps(options, 19) == expected
+    assert setup.plan_epochs(options, 19) == expected
 
 
 def test_more_frames_than_there_are():
     options = TrainOptions(train_frames=20)
     with pytest.raises(UserError, match="--train-frames asks for 20.* has 19"):
-        runs.count_steps(options, 19)
+        setup.plan_epochs(options, 19)
 
 
 def test_learned_weighting_starts_in_the_range():
     options = TrainOptions(initial_variance=(0.2, 1.0), seed=4)
-    weighting = runs.build_weighting(options)
+    weighting = setup.build_weighting(options)
     assert isinstance(weighting, UncertaintyWeighting)
     starts = {t: float(s.numpy()) for t, s in weighting.log_variances.items()}
     assert all(np.log(0.2) <= s <= 0 for s in starts.values())
     assert len(set(starts.values())) == 3
-    again = runs.build_weighting(options).log_variances
+    again = setup.build_weighting(options).log_variances
     assert {task: float(s.numpy()) for task, s in again.items()} == starts
 
 
 def test_fixed_weighting():
-    equal = runs.build_weighting(TrainOptions(weighting="fixed"))
+    equal = setup.build_weighting(TrainOptions(weighting="fixed"))
     assert isinstance(equal, FixedWeighting)
     assert equal.task_weights() == {
         task: pytest.approx(1 / 3) for task in ("semantic", "instance", "depth")
     }
     weights = {"semantic": 0.5, "depth": 0.0}
-    given = runs.build_weighting(
+    given = setup.build_weighting(
         TrainOptions(
             weighting="fixed", tasks=("semantic", "depth"), task_weights=weights
         )
@@ -261,26 +261,46 @@ def test_fixed_weighting():
 )
 def test_options_that_do_not_fit(values, message):
     with pytest.raises(UserError, match=message):
-        runs.check_options(TrainOptions(**values))
+        setup.check_options(TrainOptions(**values))
 
 
 @pytest.mark.parametrize(
-    "values", [{"mask": "truth"}, {"method": "hdbscan"}, {"left_over": "nearest"}]
+    "values",
+    [
+        {"object_classes": "true"},
+        {"method": "hdbscan"},
+        {"method_options": {"eps": 1.0}},
+        {"left_over": "nearest"},
+    ],
 )
 def test_how_to_find_objects_needs_instances(values):
     flag = f"--{next(iter(values)).replace('_', '-')}"
     with pytest.raises(UserError, match=f"{flag} is about objects; add --instances"):
-        runs.check_evaluation(EvaluateOptions(**values), TrainOptions())
-    runs.check_evaluation(EvaluateOptions(instances=True, **values), TrainOptions())
+        setup.check_evaluation(EvaluateOptions(**values), TrainOptions())
+    setup.check_evaluation(EvaluateOptions(instances=True, **values), TrainOptions())
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"eps": 2.0, "max_eps": 1.0}, "max_eps at least eps"),
+        ({"radius": 2}, "'optics' has the options .*max_eps"),
+        ({"min_samples": 5.5}, "min_samples must be a whole number"),
+    ],
+)
+def test_options_that_the_method_does_not_take(values, message):
+    options = EvaluateOptions(instances=True, method_options=values)
+    with pytest.raises(UserError, match=f"--method-options: .*{message}"):
+        setup.check_evaluation(options, TrainOptions())
 
 
 def test_optimizers():
-    adam = runs.build_optimizer(
+    adam = setup.build_optimizer(
         TrainOptions(learning_rate=0.1, schedule="constant", weight_decay=0.0), 10
     )
     assert isinstance(adam, keras.optimizers.Adam) and adam.weight_decay is None
     assert float(adam.learning_rate) == pytest.approx(0.1)
-    sgd = runs.build_optimizer(
+    sgd = setup.build_optimizer(
         TrainOptions(optimizer="sgd", learning_rate=0.1, schedule="poly"), 10
     )
     assert isinstance(sgd, keras.optimizers.SGD) and sgd.weight_decay == 1e-4
@@ -293,7 +313,7 @@ def test_optimizers():
 def test_cosine_schedule_rises_for_a_tenth_of_the_run():
     def rates(num_steps, *steps):
         options = TrainOptions(learning_rate=0.1, schedule="cosine")
-        schedule = runs.build_optimizer(options, num_steps)._learning_rate
+        schedule = setup.build_optimizer(options, num_steps)._learning_rate
         return [float(schedule(step)) for step in steps]
 
     assert rates(100, 0, 5, 10, 55, 100) == pytest.approx(
@@ -320,7 +340,7 @@ def test_losses_of_the_scenes_are_those_of_the_paper():
 
 @pytest.mark.parametrize("tasks", [("depth",), ("semantic", "instance", "depth")])
 def test_trainer_of_a_run(tasks, set_policy):
-    trainer = build_trainer(make_options("x", tasks=tasks, label_set="ids"))
+    trainer = build_trainer(make_options("x", tasks=tasks, label_set="label_ids"))
     assert set(trainer.network.output) == set(trainer.task_losses) == set(tasks)
     assert set(trainer.weighting.sigmas()) == set(tasks)
     if "semantic" in tasks:
@@ -335,11 +355,6 @@ def test_the_policy_of_a_run(set_policy):
     trainer = build_trainer(make_options("x", precision="mixed_bfloat16"))
     assert trainer.network.get_layer("conv1_conv").compute_dtype == "bfloat16"
     assert build_trainer(make_options("x")).network.compute_dtype == "float32"
-
-
-def test_best_metric():
-    assert runs.best_metric(("semantic", "depth")) == ("val_semantic/miou", "max")
-    assert runs.best_metric(("instance", "depth")) == ("val_instance/mean_abs", "min")
 
 
 def write_history(directory, rows):
@@ -380,7 +395,7 @@ def test_the_best_so_far_outlives_a_restart(run):
     for tasks in (("semantic",), ("depth",)):
         (checkpoint,) = (
             callback
-            for callback in runs.make_callbacks(directory, tasks, 10)
+            for callback in callbacks.make_callbacks(directory, tasks, 10)
             if isinstance(callback, keras.callbacks.ModelCheckpoint)
         )
         thresholds.append(checkpoint.best)
@@ -418,10 +433,10 @@ def train_digits(monkeypatch, output, interrupted_at=None):
         jit="off",
     )
     if interrupted_at:
-        make_callbacks = runs.make_callbacks
+        make_callbacks = callbacks.make_callbacks
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(
-                runs,
+                callbacks,
                 "make_callbacks",
                 lambda *args: [*make_callbacks(*args), Interruption(interrupted_at)],
             )
@@ -444,7 +459,7 @@ def train_digits(monkeypatch, output, interrupted_at=None):
 def never_falls(monkeypatch):
     """No loss is low enough to be an improvement on the first."""
     settings = {"factor": 0.5, "patience": 2, "min_delta": 1e9}
-    monkeypatch.setattr(runs, "PLATEAU", settings)
+    monkeypatch.setattr(callbacks, "PLATEAU", settings)
 
 
 def test_the_rate_falls_on_a_plateau(tmp_path, monkeypatch, never_falls, set_policy):
@@ -474,7 +489,7 @@ def test_the_plateau_is_that_of_oxford():
     """PyTorch's scheduler waits for more than `patience` losses that are no better."""
     trainer = keras.Sequential([keras.layers.Dense(1)])
     trainer.compile(keras.optimizers.SGD(1.0))
-    callback = runs.ResumablePlateau([], **runs.PLATEAU)
+    callback = callbacks.ResumablePlateau([], **callbacks.PLATEAU)
     callback.set_model(trainer)
     callback.on_train_begin()
     rates = []
@@ -488,19 +503,21 @@ def test_the_plateau_is_that_of_oxford():
 
 def test_other_schedules_have_no_plateau(tmp_path):
     for schedule in ("constant", "poly", "cosine"):
-        callbacks = runs.make_callbacks(tmp_path, ("depth",), 10, schedule)
-        assert not any(isinstance(c, runs.ResumablePlateau) for c in callbacks)
-    adam = runs.build_optimizer(TrainOptions(learning_rate=0.1, schedule="plateau"), 10)
+        made = callbacks.make_callbacks(tmp_path, ("depth",), 10, schedule)
+        assert not any(isinstance(c, callbacks.ResumablePlateau) for c in made)
+    adam = setup.build_optimizer(
+        TrainOptions(learning_rate=0.1, schedule="plateau"), 10
+    )
     assert float(adam.learning_rate) == pytest.approx(0.1)
 
 
 def test_divergence_is_explained(run):
     directory, _ = run
     with pytest.raises(UserError, match=f"{directory}.*epoch 2.*--learning-rate"):
-        with runs.explain_divergence(directory):
+        with callbacks.explain_divergence(directory):
             raise RuntimeError("NaN or Inf loss encountered")
     with pytest.raises(RuntimeError, match="another"):
-        with runs.explain_divergence(directory):
+        with callbacks.explain_divergence(directory):
             raise RuntimeError("another reason")
 
 
@@ -525,31 +542,32 @@ def test_checkpoints_that_do_not_fit(tmp_path):
 def test_constant_predictor_of_a_run(tmp_path):
     problem = open_problem(make_options(tmp_path))
     with pytest.raises(UserError, match="constant.json is missing.*train.py"):
-        runs.load_constant_predictor(problem, tmp_path)
-    values = {"label_set": "train", "semantic": 3, "depth": 1.5}
+        evaluation.load_constant_predictor(problem, tmp_path)
+    values = {"semantic": 3, "depth": 1.5}
     (tmp_path / "constant.json").write_text(json.dumps(values))
-    assert vars(runs.load_constant_predictor(problem, tmp_path)) == values
+    predictor = evaluation.load_constant_predictor(problem, tmp_path)
+    assert vars(predictor) == {"constants": values, "num_classes": 19}
 
 
 def test_jit_is_on_where_it_pays(monkeypatch, capsys):
-    assert runs.choose_jit(TrainOptions(jit="on")) is True
-    assert runs.choose_jit(TrainOptions(jit="off")) is False
+    assert setup.choose_jit(TrainOptions(jit="on")) is True
+    assert setup.choose_jit(TrainOptions(jit="off")) is False
     assert capsys.readouterr().out == ""
     for device, expected in (("cpu:0", False), ("gpu:0", True)):
         monkeypatch.setattr(
             keras.distribution, "list_devices", lambda device=device: [device]
         )
-        assert runs.choose_jit(TrainOptions(jit="auto")) is expected
+        assert setup.choose_jit(TrainOptions(jit="auto")) is expected
         assert device[:3] in capsys.readouterr().out
 
 
 def test_a_last_batch_is_predicted_without_another_trace(set_policy):
     network = build_trainer(make_options("x", tasks=("depth",))).network
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 64, 3), "uint8")
-    whole = runs.predict_batch(network, images, 5)["depth"]
-    first = runs.predict_batch(network, images[:3], 3)["depth"]
+    whole = evaluation.predict_batch(network, images, 5)["depth"]
+    first = evaluation.predict_batch(network, images[:3], 3)["depth"]
     traces = network.predict_function.experimental_get_tracing_count()
-    last = runs.predict_batch(network, images[3:], 3)["depth"]
+    last = evaluation.predict_batch(network, images[3:], 3)["depth"]
     assert network.predict_function.experimental_get_tracing_count() == traces
     assert last.shape == (2, 32, 64, 1)
     np.testing.assert_allclose(np.concatenate([first, last]), whole, atol=1e-4)

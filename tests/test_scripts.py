@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from mtl_keras import cityscapes
-from mtl_keras.runs import claim_directory, read_history
-from mtl_keras.tables import plan_runs
+from mtl_keras.experiments.runs import claim_directory, read_history
+from mtl_keras.experiments.tables import plan_runs
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 
 from mtl_keras import FixedWeighting, MultiTaskTrainer, UncertaintyWeighting
-from mtl_keras import small_images as small
+from mtl_keras.data import small_images as small
 from mtl_keras.errors import UserError
+from mtl_keras.experiments.constant_predictor import ConstantPredictor
+from mtl_keras.experiments.evaluation import Batch
+from mtl_keras.figures import small_images as pictures
+from mtl_keras.model import build_small_network
+from mtl_keras.tasks import make_losses, make_metrics
 
-BOTH = small.TASKS
+BOTH = ("class", "reconstruction")
 
 
 @pytest.fixture(scope="module")
@@ -40,26 +45,24 @@ def test_unknown_names_are_refused():
     with pytest.raises(UserError, match="'test'.*train, val"):
         small.load_split("digits", "test")
     with pytest.raises(UserError, match="'depth'.*class, reconstruction"):
-        small.build_small_network((8, 8), tasks=("depth",))
+        build_small_network((8, 8), tasks=("depth",))
     with pytest.raises(UserError, match="at least 4x4"):
-        small.build_small_network((3, 8))
+        build_small_network((3, 8))
 
 
 def test_no_connection_is_said_in_a_sentence(tmp_path, monkeypatch):
-    pytest.importorskip("tensorflow")
 
     def fail(url, timeout):
         raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.setattr("urllib.request.urlopen", fail)
-    with pytest.raises(UserError, match="--dataset digits") as caught:
+    with pytest.raises(UserError, match="take the data set digits") as caught:
         small.load_split("fashion_mnist", "train", tmp_path)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.tmp*"))
 
 
 def test_fashion_mnist_comes_as_arrays(tmp_path, monkeypatch):
-    pytest.importorskip("tensorflow")
     import tensorflow_datasets as tfds
 
     def generate(count):
@@ -88,11 +91,13 @@ def test_fashion_mnist_comes_as_arrays(tmp_path, monkeypatch):
 
 
 def test_some_rows_are_taken_evenly():
-    rows = np.arange(10)
-    np.testing.assert_array_equal(small.take_evenly(rows, 5), [0, 2, 4, 6, 8])
-    assert len(small.take_evenly(rows, 7)) == 7
+    rows = np.arange(10), np.arange(10) + 1
+    images, labels = small.take_evenly(rows, 5)
+    np.testing.assert_array_equal(images, [0, 2, 4, 6, 8])
+    np.testing.assert_array_equal(labels, images + 1)
+    assert len(small.take_evenly(rows, 7)[0]) == 7
     for count in (0, 10, 11):
-        np.testing.assert_array_equal(small.take_evenly(rows, count), rows)
+        np.testing.assert_array_equal(small.take_evenly(rows, count)[0], rows[0])
 
 
 def numbered(count):
@@ -103,13 +108,11 @@ def numbered(count):
 
 
 def train_batches(count, **options):
-    pytest.importorskip("tensorflow")
     batches = small.make_training_dataset(*numbered(10), BOTH, 3, **options)
     return list(batches.take(count).as_numpy_iterator())
 
 
 def test_elements():
-    pytest.importorskip("tensorflow")
     batches = list(small.make_dataset(*numbered(5), BOTH, 3).as_numpy_iterator())
     assert [len(images) for images, _, _ in batches] == [3, 2]
     images, targets, masks = batches[1]
@@ -152,7 +155,7 @@ def test_every_pass_holds_every_image_in_another_order():
 
 @pytest.mark.parametrize("size", [(28, 28), (8, 8), (4, 4), (7, 12), (64, 48)])
 def test_outputs_have_the_size_of_the_images(size):
-    network = small.build_small_network(size)
+    network = build_small_network(size)
     images = np.random.default_rng(0).integers(0, 256, (3, *size, 1), np.uint8)
     outputs = network.predict(images, verbose=0)
     assert set(outputs) == set(BOTH)
@@ -168,7 +171,7 @@ def test_outputs_have_the_size_of_the_images(size):
 
 def test_the_network_is_that_of_the_reproduction():
     """Kernels of the larger convolutional network, counted by hand."""
-    network = small.build_small_network((28, 28))
+    network = build_small_network((28, 28))
     shapes = {
         layer.name: tuple(layer.kernel.shape)
         for layer in network.layers
@@ -189,13 +192,13 @@ def test_the_network_is_that_of_the_reproduction():
         "decoder_conv4": (2, 2, 1, 4),
     }
     assert network.get_layer("code").output.shape == (None, 2, 2, 16)
-    code = small.build_small_network((8, 8)).get_layer("code").output
+    code = build_small_network((8, 8)).get_layer("code").output
     assert code.shape == (None, 2, 2, 4)
 
 
 @pytest.mark.parametrize("task", BOTH)
 def test_one_task_alone(task):
-    network = small.build_small_network((8, 8), tasks=(task,))
+    network = build_small_network((8, 8), tasks=(task,))
     assert set(network.output) == {task}
     other = {"class": "decoder", "reconstruction": "class"}[task]
     assert not any(layer.name.startswith(other) for layer in network.layers)
@@ -203,7 +206,7 @@ def test_one_task_alone(task):
 
 def test_outputs_stay_float32_under_every_policy(set_policy):
     set_policy("mixed_bfloat16")
-    for output in small.build_small_network((8, 8)).output.values():
+    for output in build_small_network((8, 8)).output.values():
         assert output.dtype == "float32"
 
 
@@ -217,9 +220,9 @@ def test_losses_and_metrics_by_hand():
     outputs["reconstruction"][1] = 0.25
     masks = {"class": np.ones(2), "reconstruction": np.ones((2, 2, 2))}
     found = {}
-    for task, loss in small.make_losses(BOTH).items():
+    for task, loss in make_losses(BOTH).items():
         found[task] = float(loss(targets[task], outputs[task], masks[task]))
-        for metric in small.make_metrics(task):
+        for metric in make_metrics(task):
             metric.update_state(targets[task], outputs[task], masks[task])
             found[f"{task}/{metric.name}"] = float(metric.result())
     expected = {
@@ -230,14 +233,18 @@ def test_losses_and_metrics_by_hand():
         "reconstruction/rms": np.sqrt((0.25**2 + 0.75**2) / 2),
     }
     assert found == pytest.approx(expected)
-    assert set(small.make_losses(("class",))) == {"class"}
+    assert set(make_losses(("class",))) == {"class"}
+
+
+def fit_constants(images, labels):
+    return ConstantPredictor.fit(small.make_dataset(images, labels, BOTH, 64), 10)
 
 
 def test_the_constant_predictor():
     images = np.zeros((3, 2, 2, 1), np.uint8)
     images[:, 0, 0, 0] = [0, 51, 255]
-    predictor = small.ConstantPredictor.fit(images, np.array([7, 2, 7]))
-    restored = small.ConstantPredictor(**json.loads(json.dumps(vars(predictor))))
+    predictor = fit_constants(images, np.array([7, 2, 7], np.int32))
+    restored = ConstantPredictor(**json.loads(json.dumps(vars(predictor))))
     targets = {"class": np.zeros(4, int), "reconstruction": np.zeros((4, 2, 2, 1))}
     predictions = restored.predict(targets)
     np.testing.assert_array_equal(predictions["class"].argmax(-1), [7] * 4)
@@ -251,7 +258,7 @@ def test_the_constant_predictor():
 def test_no_other_constant_is_better(digits):
     """The median minimizes the mean absolute error, the majority the misses."""
     images, labels = digits["train"]
-    predictor = small.ConstantPredictor.fit(images, labels)
+    predictor = fit_constants(images, labels)
     truth = images / 255.0
     own = predictor.predict({"class": labels, "reconstruction": truth})
     error = np.abs(own["reconstruction"] - truth).mean()
@@ -263,28 +270,28 @@ def test_no_other_constant_is_better(digits):
 
 @pytest.mark.parametrize("tasks", [BOTH, *((task,) for task in BOTH)])
 def test_pictures(tasks, digits, tmp_path):
-    pytest.importorskip("matplotlib")
     images, labels = digits["val"][0][:25], digits["val"][1][:25]
     everything = {"class": labels, "reconstruction": images / 255.0}
     targets = {task: everything[task] for task in tasks}
-    predictions = small.build_small_network((8, 8), tasks=tasks).predict(
-        images, verbose=0
-    )
-    gallery = small.Gallery(25, "digits")
+    predictions = build_small_network((8, 8), tasks=tasks).predict(images, verbose=0)
+    path = tmp_path / "gallery.png"
+    gallery = pictures.SmallImageGallery(path, 25, small.CLASS_NAMES["digits"])
     for start in (0, 10, 20):
         part = slice(start, start + 10)
-        gallery.add(
-            images[part],
-            {task: target[part] for task, target in targets.items()},
-            {},
+        gallery.update(
+            Batch(
+                [""] * len(images[part]),
+                images[part],
+                {task: target[part] for task, target in targets.items()},
+                {},
+            ),
             {task: output[part] for task, output in predictions.items()},
         )
     assert len(gallery.rows) == 20
-    np.testing.assert_array_equal(gallery.rows[-1][0], images[-1])
-    for with_truth in (True, False):
-        gallery.plot(tmp_path / "gallery.png", with_truth)
-        assert (tmp_path / "gallery.png").read_bytes().startswith(b"\x89PNG")
-    small.plot_reconstructions(images[:3], {}, predictions, tmp_path / "few.png")
+    np.testing.assert_array_equal(gallery.rows[-1].image, images[-1])
+    assert gallery.result() == {}
+    assert path.read_bytes().startswith(b"\x89PNG")
+    pictures.plot_reconstructions(images[:3], {}, predictions, tmp_path / "few.png")
     assert (tmp_path / "few.png").exists()
 
 
@@ -300,14 +307,14 @@ def test_it_learns(weighting, digits):
     images, labels = digits["train"]
     truth = images / np.float32(255)
     targets = {"class": labels, "reconstruction": truth}
-    constant = small.ConstantPredictor.fit(images, labels).predict(targets)
+    constant = fit_constants(images, labels).predict(targets)
     error = np.abs(constant["reconstruction"] - truth).mean()
     keras.utils.set_random_seed(0)
     trainer = MultiTaskTrainer(
-        small.build_small_network((8, 8)),
-        small.make_losses(BOTH),
+        build_small_network((8, 8)),
+        make_losses(BOTH),
         weighting,
-        {task: small.make_metrics(task) for task in BOTH},
+        {task: make_metrics(task) for task in BOTH},
     )
     trainer.compile(keras.optimizers.Adam(5e-3))
     trainer.fit(images, targets, batch_size=64, epochs=20, verbose=0)

@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 from sklearn.ensemble import RandomForestClassifier
 
-from mtl_keras import cityscapes, rendering, streets
+from mtl_keras import cityscapes, streets
+from mtl_keras.streets import rendering
+from mtl_keras.streets.scenes import compose
 
 LABEL_IDS = cityscapes.LABEL_IDS
 THING_TABLE = np.array([label.has_instances for label in cityscapes.LABELS])
@@ -89,7 +91,7 @@ def test_instance_ids_agree_with_the_classes(scenes):
 
 def test_a_pixel_of_the_ground_has_the_disparity_of_its_ray():
     rng = np.random.default_rng(9)
-    scene, _ = streets.compose(rng)  # the same draws as render_scene makes
+    scene, _ = compose(rng)  # the same draws as render_scene makes
     rendered = streets.render_scene(9)
     view = rendering.scale_view(scene.view, (128, 256))
     road = rendered["semantic"] == LABEL_IDS["road"]
@@ -214,7 +216,7 @@ def test_every_class_appears_and_few_dominate(scenes):
 
 
 def test_colour_alone_does_not_tell_the_class(scenes):
-    table = cityscapes.class_index_table("train")
+    table = cityscapes.class_index_table("train_ids")
     colors = np.stack([scene["image"] for scene in scenes]).reshape(-1, 3)
     classes = table[np.stack([scene["semantic"] for scene in scenes])].ravel()
     half = len(classes) // 2

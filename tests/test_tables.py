@@ -2,11 +2,17 @@ import json
 
 import pytest
 
-from mtl_keras import tables
-from mtl_keras.cli import TrainOptions, differing_options
 from mtl_keras.errors import UserError
-from mtl_keras.recipes import DATASETS, RECIPES, TABLES
-from mtl_keras.tables import find_published, find_root, make_sweep, plan_runs
+from mtl_keras.experiments import tables
+from mtl_keras.experiments.options import TrainOptions, differing_options
+from mtl_keras.experiments.recipes import DATASETS, RECIPES, TABLES
+from mtl_keras.experiments.tables import (
+    find_published,
+    find_root,
+    make_sweep,
+    plan_runs,
+)
+from mtl_keras.tasks import tasks_of
 
 
 def plan(text):
@@ -15,8 +21,8 @@ def plan(text):
 
 def test_without_a_series_there_is_one_run():
     assert plan("") == [TrainOptions()]
-    (options,) = plan("--recipe mtl --steps 3 --seed 5")
-    assert (options.recipe, options.steps, options.seed) == ("mtl", 3, 5)
+    (options,) = plan("--recipe original --steps 3 --seed 5")
+    assert (options.recipe, options.steps, options.seed) == ("original", 3, 5)
     assert options.backbone == "resnet101" and not options.output
 
 
@@ -60,7 +66,7 @@ def test_rows_differ_in_nothing_but_what_they_are_about(name):
 @pytest.mark.parametrize("name", TABLES)
 def test_rows_have_the_weights_of_the_table(name):
     for options in plan(f"--table {name}"):
-        assert set(options.tasks) <= set(DATASETS[options.dataset])
+        assert set(options.tasks) <= set(tasks_of(DATASETS[options.dataset]))
         if options.weighting == "fixed":
             assert set(options.task_weights) == set(options.tasks)
             assert sum(options.task_weights.values()) == pytest.approx(1)
@@ -112,7 +118,7 @@ def test_sweep_over_even_weights():
     assert middle.task_weights == {"semantic": 0.5, "depth": 0.5}
     assert learned.weighting == "learned" and learned.tasks == ("semantic", "depth")
     assert {options.architecture for options in planned} == {"kendall"}
-    assert plan("--sweep semantic,depth --recipe mtl")[0].architecture == "mtl"
+    assert plan("--sweep semantic,depth --recipe original")[0].architecture == "mtl"
 
 
 @pytest.mark.parametrize("pair", ["semantic,depth", "instance,depth"])
@@ -153,11 +159,14 @@ def test_sweep_with_the_settings_of_the_figure_or_of_a_recipe():
         ("--seeds 3", "--seeds needs --table or --sweep"),
         ("--table A --points 3", "--points needs --sweep"),
         ("--table A --tasks depth", "--tasks is set by the rows"),
-        ("--table A --recipe mtl", "--recipe is set by table A"),
+        ("--table A --recipe original", "--recipe is set by table A"),
         ("--table A --likelihoods depth=laplace", "--likelihoods is set by the rows"),
         ("--table A --dataset digits", "--dataset digits has other tasks"),
         ("--table C --dataset scenes", "--dataset scenes has other tasks"),
-        ("--sweep class,reconstruction --recipe mtl", "--recipe mtl has other tasks"),
+        (
+            "--sweep class,reconstruction --recipe original",
+            "--recipe original has other tasks",
+        ),
         ("--sweep semantic,depth --points 1", "--points must be at least 2"),
         ("--sweep semantic,depth --weighting fixed", "--weighting is set by the rows"),
     ],

@@ -5,7 +5,6 @@ import pytest
 from benchmarks import torch_twin
 from benchmarks.step_worker import TensorFlowProgram, TorchProgram
 from benchmarks.variants import Variant
-from mtl_keras import model
 
 SIZE = (64, 128)
 BACKBONES = ["small", pytest.param("resnet101", marks=pytest.mark.slow)]
@@ -32,9 +31,3 @@ def test_both_do_the_same_arithmetic(set_policy):
     variant = Variant(backbone="small", image_size=(32, 64), batch_size=2)
     counts = [P(variant).count_passes() for P in (TensorFlowProgram, TorchProgram)]
     assert counts[0] == counts[1]
-
-
-def test_the_backbones_are_those_of_the_package():
-    for name, sizes in torch_twin.BACKBONES.items():
-        backbone = model.BACKBONES[name]
-        assert sizes == (backbone.blocks, backbone.width, backbone.head_width)

@@ -96,7 +96,7 @@ def assert_follows(found, expected):
 
 def build(name, rate, **options):
     if name == "fused Adam":
-        return optimizers.Adam(rate, **options)
+        return optimizers.FusedAdam(rate, **options)
     return getattr(keras.optimizers, name)(rate, **options)
 
 

@@ -1,0 +1,137 @@
+"""What all commands do at the console.
+
+A user's mistake becomes a sentence; what libraries log becomes silence, unless it
+matters or `--verbose` asks for it.
+"""
+
+import codecs
+import contextlib
+import logging
+import os
+import pathlib
+import re
+import sys
+import tempfile
+
+from mtl_keras.errors import UserError
+
+# What TensorFlow logs before it can be told not to, on machines of every kind.
+NOISE = re.compile(
+    r"All log messages before absl::InitializeLog|cudart_stub|failed call to cuInit"
+    r"|oneDNN custom operations|Unable to register cu|computation placer already"
+    r"|cuda_(executor|diagnostics|platform)\.cc|TF-TRT Warning"
+    r"|optimized to use available CPU instructions|rebuild TensorFlow with"
+)
+NVIDIA_DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")  # a folder for each GPU
+
+
+def run_command(main, *arguments):
+    """Runs `main(*arguments)`; a user's mistake becomes one sentence and exit status 2.
+
+    Such are `UserError`s, packages that are not installed, files that cannot be read or
+    written, names that the system's encoding has no characters for, and records that
+    turn out damaged.
+    """
+    codecs.register_error("spell_out", _spell_out)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="spell_out")
+    try:
+        main(*arguments)
+    except UserError as error:
+        _exit_with(error)
+    except ModuleNotFoundError as error:
+        if (error.name or "mtl_keras").startswith("mtl_keras"):
+            raise
+        name = error.name.partition(".")[0]
+        _exit_with(
+            f"The package {name} is not installed; what the commands need comes with "
+            "pip install 'mtl-keras[tensorflow]'."
+        )
+    except UnicodeEncodeError as error:
+        _exit_with(
+            f"{error.object!r} has characters that the encoding of this environment "
+            "lacks; set PYTHONUTF8=1 or a UTF-8 locale."
+        )
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _exit_with(
+            f"{error.filename} cannot be read or written ({error.strerror}); see to "
+            "its permissions and to the room on its disk."
+        )
+    except Exception as error:
+        if type(error).__name__ != "DataLossError":  # of TensorFlow
+            raise
+        _exit_with(
+            "The records in data/ are damaged; remove the folder of the data set "
+            "there, and they are made again."
+        )
+    except KeyboardInterrupt:
+        print(
+            "Interrupted; what is trained is kept, and train.py goes on from there (a "
+            "single run: with --resume).",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+
+
+def start_tensorflow(verbose=False):
+    """Imports TensorFlow and Keras, quietly, and says if a GPU goes unused.
+
+    Args:
+        verbose: bool. Whether what the libraries log is shown, too.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "2")
+    if not verbose:
+        logging.getLogger("absl").setLevel(logging.ERROR)  # of tensorflow-datasets
+    with contextlib.nullcontext() if verbose else _without_noise():
+        import keras
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")  # looks for the drivers
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if keras.backend.backend() == "tensorflow" and not gpus and not hidden:
+        if NVIDIA_DRIVER.is_dir() and any(NVIDIA_DRIVER.iterdir()):
+            print(
+                "Note: this machine has an NVIDIA GPU that TensorFlow does not see, so "
+                "the CPU does the work. To use the GPU: pip install "
+                f"'tensorflow[and-cuda]=={tf.__version__}'",
+                file=sys.stderr,
+            )
+
+
+@contextlib.contextmanager
+def _without_noise():
+    """Holds back what is written to the standard error, by C++ code as well, and
+    writes it afterwards without the lines that are `NOISE`."""
+    sys.stderr.flush()
+    try:
+        visible = os.dup(2)
+    except OSError:  # there is no standard error
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(visible, 2)
+            os.close(visible)
+            held.seek(0)
+            for line in held.read().decode(errors="replace").splitlines(True):
+                if not NOISE.search(line):
+                    sys.stderr.write(line)
+
+
+def _exit_with(sentence):
+    print(f"error: {' '.join(str(sentence).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _spell_out(error):
+    """Codec error handler: what a console shows of a character that it lacks."""
+    character = error.object[error.start]
+    if "\udc80" <= character <= "\udcff":  # a byte of a file name: as it came
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    return {"±": "+/-", "–": "-"}.get(character, "?"), error.start + 1

@@ -1,0 +1,179 @@
+"""Evaluate the best checkpoint of a run, or compare the runs of a table.
+
+python evaluate.py runs/demo
+python evaluate.py runs/demo --instances      # also objects and their AP
+python evaluate.py runs/original --data CITYSCAPES --split val
+python evaluate.py --table A                  # what train.py --table A has trained
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import pathlib
+
+from mtl_keras.commands.console import start_tensorflow
+from mtl_keras.errors import UserError
+from mtl_keras.experiments.options import (
+    EvaluateOptions,
+    TrainOptions,
+    differing_options,
+    parse_options,
+    read_options,
+)
+
+
+def main(argv=None):
+    options = parse_options(EvaluateOptions, argv, positional=("run",))
+    if options.table or options.sweep:
+        compare(options)
+    else:
+        evaluate(options, pathlib.Path(options.run or "runs/demo"))
+
+
+def compare(options):
+    """Prints and draws the comparison of the runs of a table or sweep."""
+    from mtl_keras.experiments import comparison, tables
+    from mtl_keras.figures.tables import plot_bars, plot_sweep, plot_trajectories
+
+    single = dataclasses.replace(
+        EvaluateOptions(), run=options.run, table=options.table, sweep=options.sweep
+    )
+    for flag in differing_options(single, options):
+        raise UserError(f"{flag} is about a single run; leave it out.")
+    if options.table and options.sweep:
+        raise UserError("--table and --sweep are two comparisons; give one of them.")
+    root = tables.find_root(options.table, options.sweep, options.run)
+    found = comparison.compare_runs(root, options.table, options.sweep)
+    markdown = comparison.format_comparison(found)
+    (root / "table.md").write_text(markdown, encoding="utf-8", errors="surrogateescape")
+    comparison.write_csv(found, root / "table.csv")
+    plot = plot_bars if options.table else plot_sweep
+    plot(found, root / "table.png")
+    files = ["table.md", "table.csv", "table.png"]
+    if plot_trajectories(found, root / "sigmas.png"):
+        files.append("sigmas.png")
+    print(f"{markdown}\nAlso in {root}: {', '.join(files)}.")
+
+
+def evaluate(options, directory):
+    """Prints and draws what the best checkpoint of a run predicts."""
+    trained = read_options(TrainOptions, directory / "options.json")
+    start_tensorflow(options.verbose)
+    from tqdm import tqdm
+
+    from mtl_keras.experiments import evaluation, runs, setup
+    from mtl_keras.experiments.problems import open_problem
+
+    setup.check_evaluation(options, trained)
+    problem = open_problem(
+        dataclasses.replace(
+            trained,
+            data=options.data or trained.data,
+            data_dir=options.data_dir or trained.data_dir,
+        )
+    )
+    trainer = setup.build_trainer(problem)
+    runs.restore_best(trainer, directory)
+    num_frames = problem.count_frames(options.split)
+    batch_size = min(options.batch_size, num_frames)
+    with contextlib.ExitStack() as stack:
+        evaluators = make_evaluators(options, problem, directory, num_frames, stack)
+        batches = load_batches(options, problem, batch_size)
+        bar = stack.enter_context(tqdm(total=num_frames, unit="frame", desc="evaluate"))
+        results = evaluation.evaluate(
+            trainer.network, batches, evaluators, batch_size, bar
+        )
+    report(options, problem, directory, num_frames, results)
+
+
+def load_batches(options, problem, batch_size):
+    """The batches of a split with their ids, and instance ids for `--instances`."""
+    from mtl_keras.experiments.evaluation import Batch
+
+    ids = iter(problem.load_ids(options.split))
+    true_ids = itertools.repeat(None)
+    if options.instances:
+        true_ids = problem.load_instance_ids(options.split, batch_size)
+    batches = problem.make_batches(options.split, batch_size)
+    for (images, targets, masks), instance_ids in zip(batches, true_ids):
+        names = [*itertools.islice(ids, len(images))]
+        yield Batch(names, images, targets, masks, instance_ids)
+
+
+def make_evaluators(options, problem, directory, num_frames, stack):
+    """The evaluators that are asked for; `stack` ends their worker processes."""
+    from mtl_keras.experiments import evaluation
+    from mtl_keras.figures.objects import ObjectGallery
+    from mtl_keras.instances.objects import ObjectScorer
+
+    figures = directory / "figures"
+    figures.mkdir(exist_ok=True)
+    predictor = evaluation.load_constant_predictor(problem, directory)
+    evaluators = [
+        evaluation.MapScores(problem.make_metrics()),
+        evaluation.ConstantBaseline(problem.make_metrics(), predictor),
+        problem.make_gallery(figures / f"{options.split}.png", num_frames),
+    ]
+    maps, label_set = predictions_of(options, directory), problem.options.label_set
+    if options.instances:
+        scorer = ObjectScorer(
+            num_frames,
+            label_set,
+            options.object_classes,
+            options.method,
+            maps / "instances" if options.predictions else None,
+            options.left_over,
+            **options.method_options,
+        )
+        gallery = ObjectGallery(figures / f"instances_{options.split}.png", num_frames)
+        stack.enter_context(scorer)
+        evaluators.append(evaluation.ObjectEvaluator(scorer, gallery))
+    if options.predictions:
+        evaluators.append(evaluation.PredictionWriter(maps, label_set))
+    return evaluators
+
+
+def report(options, problem, directory, num_frames, results):
+    """Prints and writes the metric table, or says that there is none."""
+    from mtl_keras.figures.markdown import format_metrics, name_instance_metrics
+
+    if options.predictions:
+        print(f"The predicted maps are in {predictions_of(options, directory)}.")
+    if not results["metrics"]:
+        print(
+            f"The split {options.split!r} has no labels: predicted, not evaluated; see "
+            f"{directory / 'figures' / options.split}.png, or write every map with "
+            "--predictions."
+        )
+        return
+    scores = {"split": options.split, "frames": num_frames, "instances": None} | results
+    title = f"{problem.name}, split {options.split}, {num_frames} frames"
+    if options.instances:
+        found = name_instance_metrics(results["instances"])
+        scores["metrics"] |= found
+        # A constant class is no thing.
+        scores["constant_predictor"] |= dict.fromkeys(found, 0.0)
+        title += (
+            f"; objects by {options.method} in the {options.object_classes} classes"
+        )
+        if options.left_over == "nearest":
+            title += ", left-over pixels to the nearest"
+    table = format_metrics(
+        scores["metrics"],
+        scores["constant_predictor"],
+        scores["per_class_iou"],
+        scores["instances"],
+    )
+    (directory / "metrics.json").write_text(
+        json.dumps(scores, indent=2) + "\n", encoding="utf-8"
+    )
+    (directory / "table.md").write_text(
+        f"{title}\n\n{table}\n", encoding="utf-8", errors="surrogateescape"
+    )
+    print(f"\n{title}\n\n{table}")
+
+
+def predictions_of(options, directory):
+    """Where the predicted maps of a split are written."""
+    return directory / "predictions" / options.split

@@ -1,0 +1,135 @@
+"""Train the three-task network, and export it; or all networks of a table.
+
+    python train.py                                    # rendered streets, minutes
+    python train.py --recipe original --data CITYSCAPES    # on a GPU
+    python train.py --table A --seeds 3                # see docs/RESULTS.md
+
+The run directory then holds the options, the checkpoints, the history, the figures
+and a SavedModel; `python evaluate.py RUN` adds the metric table.
+"""
+
+import dataclasses
+
+from mtl_keras.commands.console import start_tensorflow
+from mtl_keras.errors import BusyError, DivergenceError, UserError
+from mtl_keras.experiments.tables import plan_runs
+
+
+def main(argv=None):
+    planned = plan_runs(argv)
+    start_tensorflow(planned[0].verbose)
+    if len(planned) == 1:
+        train(planned[0])
+    else:
+        train_all(planned)
+
+
+def train_all(planned):
+    """Trains the runs of a table or a sweep, or what is missing of them."""
+    import keras
+
+    check_all(planned)
+    left_out = []
+    for number, options in enumerate(planned, 1):
+        print(f"\n{options.output} ({number} of {len(planned)})")
+        keras.backend.clear_session()
+        try:
+            train(options, export=False)
+        except (BusyError, DivergenceError) as error:
+            print(f"Left out: {error}")
+            left_out.append(error)
+    if any(isinstance(error, DivergenceError) for error in left_out):
+        raise UserError(f"Not all runs were trained. {' '.join(map(str, left_out))}")
+    if not left_out:
+        print("\nAll runs are complete; evaluate.py compares them.")
+
+
+def check_all(planned):
+    """Finds what would end a long series of runs early before it begins."""
+    from mtl_keras.experiments import runs, setup
+    from mtl_keras.experiments.problems import open_problem
+
+    for options in planned:
+        setup.check_options(options)
+        runs.check_directory(options)
+    tasks = dict.fromkeys(task for options in planned for task in options.tasks)
+    problem = open_problem(dataclasses.replace(planned[0], tasks=tuple(tasks)))
+    setup.plan_epochs(planned[0], problem.count_frames("train"))
+    problem.count_frames("val")
+
+
+def train(options, export=True):
+    """Trains a run, or what is missing of it."""
+    import keras
+
+    from mtl_keras.experiments import runs, setup
+    from mtl_keras.experiments.problems import open_problem
+
+    setup.check_options(options)
+    if not export and (runs.check_directory(options) / "result.json").exists():
+        return
+    problem = open_problem(options)
+    num_frames = problem.count_frames("train")
+    problem.count_frames("val")
+    epochs, steps_per_epoch = setup.plan_epochs(options, num_frames)
+    with runs.claim_directory(options, epochs) as directory:
+        keras.utils.set_random_seed(options.seed)
+        pretrained = options.pretrained and not runs.finished_epochs(directory)
+        trainer = setup.build_trainer(problem, "imagenet" if pretrained else None)
+        if not runs.is_trained(directory, epochs):
+            fit(trainer, problem, directory, epochs, steps_per_epoch)
+        draw_history(options, directory)
+        runs.write_result(directory)
+        if export:
+            export_best(trainer, directory)
+
+
+def fit(trainer, problem, directory, epochs, steps_per_epoch):
+    """Trains from the last checkpoint, or from the start, to the last epoch."""
+    from mtl_keras.experiments import callbacks, evaluation, runs, setup
+
+    options, num_steps = problem.options, epochs * steps_per_epoch
+    evaluation.write_constant_predictor(problem, directory)
+    trainer.compile(
+        setup.build_optimizer(options, num_steps),
+        jit_compile=setup.choose_jit(options),
+    )
+    runs.drop_unfinished_epochs(directory)
+    first_epoch = runs.finished_epochs(directory)
+    with callbacks.explain_divergence(directory):
+        trainer.fit(
+            problem.make_training_batches(first_epoch * steps_per_epoch),
+            epochs=epochs,
+            initial_epoch=first_epoch,
+            steps_per_epoch=steps_per_epoch,
+            validation_data=problem.make_batches("val", options.batch_size),
+            callbacks=callbacks.make_callbacks(
+                directory, options.tasks, num_steps, options.schedule
+            ),
+            shuffle=False,  # the batches are
+            verbose=0,
+        )
+
+
+def draw_history(options, directory):
+    """Draws what was logged: losses, noise levels and weights."""
+    from mtl_keras.experiments.runs import read_history
+    from mtl_keras.figures.curves import plot_losses, plot_weights
+
+    history = read_history(directory)
+    figures = directory / "figures"
+    figures.mkdir(exist_ok=True)
+    plot_losses(history, options.tasks, figures / "losses.png")
+    plot_weights(history, options.tasks, figures / "weights.png")
+
+
+def export_best(trainer, directory):
+    """Exports the best checkpoint, unless that has been done."""
+    from mtl_keras.experiments.runs import restore_best
+    from mtl_keras.serving.saved_model import export_saved_model
+
+    restore_best(trainer, directory)
+    if not (directory / "saved_model").exists():
+        print("Exporting the best checkpoint.")
+        export_saved_model(trainer.network, directory / "saved_model")
+    print(f"{directory} is complete; now: python evaluate.py {directory}")

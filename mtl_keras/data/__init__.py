@@ -1,0 +1,1 @@
+"""What there is to learn from: files, records of them, and `tf.data` pipelines."""

@@ -1,0 +1,37 @@
+"""The features of single frames, as the records hold them.
+
+This module runs in worker processes, so it imports nothing heavy.
+"""
+
+import os
+
+import numpy as np
+
+from mtl_keras import streets
+from mtl_keras.data import frames
+from mtl_keras.png import encode_png
+
+
+def read_example(job):
+    """Reads a frame: of `(FrameFiles, image_size, kinds)` the features of its record,
+    and the `(height, width)` of its source."""
+    files, image_size, kinds = job
+    frame, source_size = frames.read_frame(files, image_size)
+    blank = np.zeros(image_size, np.uint8)
+    for kind in kinds:  # a frame of the test split may have no labels
+        if kind not in frame:
+            frame[kind] = blank if kind == "semantic" else blank.astype(np.uint16)
+    return _pack(files.frame_id, frame, source_size), source_size
+
+
+def render_example(job):
+    """Renders a scene: of `(frame id, seed, image_size)`, as `read_example`."""
+    frame_id, seed, image_size = job
+    frame = streets.render_scene(seed, image_size)
+    return _pack(frame_id, frame, image_size), image_size
+
+
+def _pack(frame_id, frame, source_size):
+    pngs = {kind: encode_png(array) for kind, array in frame.items()}
+    # Bytes, as the name of a file may hold any, whatever the locale.
+    return {"id": os.fsencode(frame_id), "source_width": source_size[1], **pngs}

@@ -1,0 +1,296 @@
+"""Frames of an unpacked Cityscapes tree: found, checked, read and resized.
+
+A frame is a dict of arrays of one size: `image` `(H, W, 3)` uint8 RGB, `semantic`
+`(H, W)` uint8 label ids, `instance` `(H, W)` uint16 instance ids, `disparity`
+`(H, W)` uint16, 0 where invalid and else `256 * d + 1` with d in pixels of the
+source image.
+
+This module runs in worker processes, so it imports nothing heavy.
+"""
+
+import functools
+import io
+import pathlib
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from mtl_keras.cityscapes import FILES, FIRST_INSTANCE_ID, LABELS, frame_path
+from mtl_keras.errors import UserError
+
+SPLITS = ("train", "val", "test")
+LABEL_KINDS = ("semantic", "instance", "disparity")
+
+VERSION = 2  # of the reading; raise it when a file gives another frame than before
+
+# The modes in which Pillow opens the files, their bits per channel, and their name.
+MODES = {
+    "image": (("RGB",), 8, "8-bit RGB"),
+    "semantic": (("L",), 8, "8-bit grey"),
+    "instance": (("I;16", "I"), 16, "16-bit grey"),
+    "disparity": (("I;16", "I"), 16, "16-bit grey"),
+}
+EXIF_ORIENTATION = 0x0112  # the tag; 1 means upright, as it is stored
+
+
+class FrameFiles(NamedTuple):
+    """Where the files of one frame are, `{kind: path}`, and its id."""
+
+    frame_id: str
+    paths: dict
+
+
+def list_frames(root, split, kinds):
+    """Finds the frames of a split and makes sure that their files exist.
+
+    Args:
+        root: the unpacked tree.
+        split: str. `"test"` may lack the files of `kinds`; they are left out
+            where they are missing.
+        kinds: the kinds of label files that are needed, of `LABEL_KINDS`.
+
+    Returns:
+        A list of `FrameFiles` in the order of their ids, empty if the tree does
+        not have the split.
+
+    Raises:
+        UserError: if the tree is not one, or names the first missing file.
+    """
+    root = pathlib.Path(root)
+    if not root.is_dir():
+        raise UserError(f"There is no directory {root}; give the unpacked tree.")
+    folder, ending = FILES["image"]
+    if not (root / folder).is_dir():
+        raise UserError(
+            f"{root} is not a Cityscapes tree: it has no folder {folder}; unpack "
+            "leftImg8bit_trainvaltest.zip into it."
+        )
+    found, missing = {}, []
+    for image_path in sorted(_find_files(root, split, "image")):
+        city = image_path.parent.name
+        frame_id = image_path.name.removesuffix(ending)
+        paths = {"image": image_path}
+        for kind in kinds:
+            path = frame_path(root, split, frame_id, kind, city)
+            if _is_file(path):
+                paths[kind] = path
+            elif split != "test":
+                missing.append(path)
+        if not _is_file(image_path):  # a link to nowhere
+            missing.append(image_path)
+        if frame_id in found:
+            raise UserError(
+                f"{image_path} and {found[frame_id].paths['image']} have one name; "
+                "remove one of the two frames, or rename its files."
+            )
+        found[frame_id] = FrameFiles(frame_id, paths)
+    if missing:
+        others = f" and {len(missing) - 1} more files are" if missing[1:] else " is"
+        raise UserError(
+            f"{missing[0]}{others} missing; unpack the archive that holds them or "
+            "leave out the task that needs them."
+        )
+    return [*found.values()]
+
+
+def has_files(root, kind):
+    """Whether a tree holds any file of a kind outside the test split."""
+    return any(
+        next(_find_files(root, split, kind), None) is not None
+        for split in ("train", "val")
+    )
+
+
+def _find_files(root, split, kind):
+    """Paths of the files of a kind, without hidden ones: a Mac leaves a file
+    `._NAME`, which is no image, beside every NAME of an archive."""
+    folder, ending = FILES[kind]
+    for city in _list_directory(pathlib.Path(root) / folder / split):
+        for path in _list_directory(city):
+            if path.name.endswith(ending):
+                yield path
+
+
+def _list_directory(path):
+    """What is in a directory and not hidden; nothing if it is none. Globbing would
+    pass over a directory that may not be read."""
+    try:
+        return [p for p in path.iterdir() if not p.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _is_file(path):
+    try:
+        return path.is_file()
+    except OSError as error:  # its directory may not be entered
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path, error):
+    return UserError(
+        f"{path} cannot be read ({error.strerror}); see to its permissions."
+    )
+
+
+def read_frame(files, image_size):
+    """Reads a frame and resizes it; see `resize_frame`.
+
+    Args:
+        files: `FrameFiles`.
+        image_size: `(height, width)` in pixels.
+
+    Returns:
+        The frame, and the `(height, width)` of its source.
+
+    Raises:
+        UserError: names a file that cannot be read, holds ids of no Cityscapes label
+            or does not fit the others.
+    """
+    frame = {kind: _read_png(path, kind) for kind, path in files.paths.items()}
+    source_size = frame["image"].shape[:2]
+    for kind, array in frame.items():
+        if array.shape[:2] != source_size:
+            raise UserError(
+                f"{files.paths[kind]} is {_size(array)}, but its image "
+                f"{files.paths['image']} is {_size(frame['image'])}; both must have "
+                "one size."
+            )
+        if kind in ("semantic", "instance"):
+            _check_ids(files.paths[kind], array, kind)
+    return resize_frame(frame, image_size), source_size
+
+
+def resize_frame(frame, image_size):
+    """Resizes the arrays of a frame, all about the centres of their pixels.
+
+    The image is averaged where it shrinks and interpolated linearly where it grows;
+    ids and disparity are those of the pixel that is nearest to the centre.
+
+    Args:
+        frame: dict of arrays of one size.
+        image_size: `(height, width)` in pixels.
+    """
+    source_size = next(iter(frame.values())).shape[:2]
+    if source_size == tuple(image_size):
+        return frame
+    rows, columns = map(_nearest_pixels, source_size, image_size)
+    return {
+        kind: _resize_smoothly(array, image_size)
+        if kind == "image"
+        else array[rows[:, None], columns]
+        for kind, array in frame.items()
+    }
+
+
+def _nearest_pixels(source, target):
+    """Index of the pixel, of `source` in a row, that is nearest to the centre of
+    each of `target` pixels.
+
+    Halfway between two, as at every even factor, they take the lower and the upper
+    one in turn. Always the same one, as in OpenCV, would shift the labels against
+    the image, and the other way in mirrored frames.
+    """
+    index = np.arange(target)
+    nearest, rest = np.divmod((2 * index + 1) * source, 2 * target)
+    return nearest - ((rest == 0) & (index % 2 == 0))
+
+
+def _resize_smoothly(image, image_size):
+    height, width = image_size
+    smaller = min(width, image.shape[1]), min(height, image.shape[0])
+    averaged = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
+    return cv2.resize(averaged, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _read_png(path, kind):
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.verify()  # all checksums, some of which decoding passes over
+        with Image.open(io.BytesIO(content)) as image:
+            fault = _find_fault(image, content, kind)
+            array = None if fault else np.asarray(image)
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"{path} claims more pixels than Pillow accepts ({error}); make it "
+            "smaller, or copy it again if it is damaged."
+        ) from error
+    except Exception as error:  # Pillow raises many kinds for a damaged file
+        is_other = isinstance(error, UnidentifiedImageError)
+        reason = "it is of no known format" if is_other else error
+        raise UserError(
+            f"{path} cannot be read as an image ({reason}); copy it again."
+        ) from error
+    if fault:
+        raise UserError(f"{path} {fault}.")
+    return array if kind in ("image", "semantic") else array.astype(np.uint16)
+
+
+def _find_fault(image, content, kind):
+    """Why an image is not what its kind of file has to be, `""` if it is."""
+    modes, bits, wanted = MODES[kind]
+    advice = "convert it" if kind == "image" else "unpack the original file again"
+    if image.mode not in modes:
+        return f"must be {wanted}, but its mode is {image.mode}; {advice}"
+    if image.format == "PNG":
+        found = content[24]  # Pillow scales other depths to 8 bits
+        if found != bits:
+            return f"must be {wanted}, but has {found} bits per channel; {advice}"
+    elif kind != "image":
+        return f"must be a PNG file, but holds {image.format}; {advice}"
+    if getattr(image, "n_frames", 1) > 1:
+        return f"must be one picture, but holds {image.n_frames}; {advice}"
+    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+        return (
+            "has an EXIF orientation, by which viewers turn it against its labels; "
+            "turn its pixels as they ought to be and remove the tag"
+        )
+    return ""
+
+
+@functools.cache
+def _known_ids(kind):
+    """Which values a file of ids may hold, `(65536,)` bool."""
+    known = np.zeros(2**16, bool)
+    for label in LABELS:
+        known[label.id] = True
+        if kind == "instance" and label.has_instances:
+            first = label.id * FIRST_INSTANCE_ID
+            known[first : first + FIRST_INSTANCE_ID] = True
+    return known
+
+
+def _check_ids(path, ids, kind):
+    wrong = ids[~_known_ids(kind)[ids]]
+    if not wrong.size:
+        return
+    if kind == "instance":
+        raise UserError(
+            f"{path} holds {wrong.max()}, which is no instance id; those are the label "
+            "id * 1000 + a number for an object and the label id alone for all else, "
+            "0 where there is no label."
+        )
+    last = LABELS[-1].id
+    train_ids = {label.train_id for label in LABELS}
+    if np.isin(ids, [*train_ids]).all():
+        hint = (
+            "these look like train ids, as in *_labelTrainIds.png: put the file of "
+            "gtFine_trainvaltest.zip in its place"
+        )
+    else:
+        hint = "write 0 where there is no label"
+    raise UserError(
+        f"{path} holds {wrong.max()}, which is no label id (0 to {last}); {hint}."
+    )
+
+
+def _size(array):
+    return f"{array.shape[0]}x{array.shape[1]}"

@@ -1,0 +1,199 @@
+"""tf.data pipelines: records to `(image, targets, masks)`."""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from mtl_keras.cityscapes import LABELS, SKY_ID, class_index_table, decode_disparity
+from mtl_keras.instances import encode_offsets
+
+CACHE_BYTES = 2**31  # decoded records are kept in memory up to this size
+SHUFFLE_BYTES = 2**30  # beyond it, this much is shuffled at a time
+
+
+def make_training_dataset(
+    builder,
+    tasks,
+    label_set,
+    batch_size,
+    seed=0,
+    first_step=0,
+    flip=True,
+    num_frames=None,
+):
+    """Endless training batches, every pass over the split in an order of its own.
+
+    Order and augmentation follow from the seed (and TensorFlow's global one), so
+    that a run that goes on at `first_step` sees what it would have seen.
+
+    Args:
+        builder: a prepared builder of `records`.
+        tasks: the tasks to encode targets for.
+        label_set: str, a key of `cityscapes.LABEL_SETS`.
+        batch_size: int.
+        seed: int.
+        first_step: int. Batches to leave out at the start.
+        flip: whether half of the frames are mirrored.
+        num_frames: int. Frames to use, spread evenly over the split. Defaults to
+            all.
+
+    Returns:
+        `tf.data.Dataset` of batches of what `encode_record` returns.
+    """
+    records, buffer_size = _load_records(builder, "train", num_frames)
+
+    def augment(number, record):
+        draw = tf.random.experimental.stateless_fold_in([seed, 0], number)
+        if flip:
+            record = flip_record(record, tf.random.stateless_uniform([], draw) < 0.5)
+        return encode_record(record, tasks, label_set)
+
+    return without_autotuning(
+        records.shuffle(buffer_size, seed=seed)
+        .repeat()
+        .enumerate()
+        .skip(first_step * batch_size)
+        .map(augment, num_parallel_calls=tf.data.AUTOTUNE)
+        .batch(batch_size, drop_remainder=True)
+        .prefetch(4)
+    )
+
+
+def make_dataset(builder, split, tasks, label_set, batch_size, num_frames=None):
+    """The batches of a split in the order of its frames, the last one as it comes.
+
+    Arguments and elements are those of `make_training_dataset`.
+    """
+    records, _ = _load_records(builder, split, num_frames)
+    return without_autotuning(
+        records.map(
+            lambda record: encode_record(record, tasks, label_set),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        .batch(batch_size)
+        .prefetch(4)
+    )
+
+
+def load_ids(builder, split):
+    """The frame ids of a split, a list of str in the order of `make_dataset`."""
+    ids = builder.as_dataset(split, decoders=tfds.decode.PartialDecoding({"id": True}))
+    return [os.fsdecode(record["id"]) for record in ids.as_numpy_iterator()]
+
+
+def load_instance_ids(builder, split, batch_size):
+    """Yields the instance ids of the batches of `make_dataset`, `(batch, H, W)`."""
+    only = tfds.decode.PartialDecoding({"instance": builder.info.features["instance"]})
+    records = builder.as_dataset(split, decoders=only, shuffle_files=False)
+    for record in without_autotuning(records.batch(batch_size)).as_numpy_iterator():
+        yield record["instance"][..., 0]
+
+
+def encode_record(record, tasks, label_set):
+    """Turns one record into network input, targets and masks.
+
+    Args:
+        record: dict of tensors, the features of the builder.
+        tasks: the tasks to encode.
+        label_set: str, a key of `cityscapes.LABEL_SETS`.
+
+    Returns:
+        `image`, `(H, W, 3)` uint8; `targets` by task: `semantic` `(H, W)` int32
+        class indices, `instance` `(H, W, 2)` float32 `(dy, dx)` in pixels, `depth`
+        `(H, W, 1)` float32 disparity in pixels of this width; and `masks` by task,
+        `(H, W)` float32, 1 where the target is valid.
+    """
+    targets, masks = {}, {}
+    for task in tasks:
+        target, mask = ENCODERS[task](record, label_set)
+        targets[task] = target
+        masks[task] = tf.cast(mask, tf.float32)
+    return record["image"], targets, masks
+
+
+def flip_record(record, condition):
+    """Mirrors all maps of a record horizontally if `condition` is true."""
+    return {
+        name: tf.cond(condition, lambda: tf.reverse(value, [1]), lambda: value)
+        if value.shape.rank == 3
+        else value
+        for name, value in record.items()
+    }
+
+
+def _encode_semantic(record, label_set):
+    ids = tf.cast(record["semantic"][..., 0], tf.int32)
+    index = tf.gather(class_index_table(label_set), ids)
+    ignored = np.ones(256, bool)
+    ignored[[label.id for label in LABELS if not label.ignored]] = False
+    return tf.maximum(index, 0), ~tf.gather(ignored, ids)
+
+
+def _encode_instance(record, label_set):
+    ids = record["instance"][..., 0]
+    offsets, mask = tf.numpy_function(
+        encode_offsets, [ids], [tf.float32, tf.bool], stateful=False
+    )
+    return tf.ensure_shape(offsets, (*ids.shape, 2)), tf.ensure_shape(mask, ids.shape)
+
+
+def _encode_depth(record, label_set):
+    coded = tf.cast(record["disparity"], tf.float32)
+    scale = record["disparity"].shape[1] / record["source_width"]
+    disparity = decode_disparity(coded) * tf.cast(scale, tf.float32)
+    disparity = tf.where(coded > 0, disparity, 0.0)
+    mask = coded[..., 0] > 0
+    if "semantic" in record:
+        # The sky is infinitely far away: disparity 0, and valid.
+        sky = record["semantic"] == SKY_ID
+        disparity = tf.where(sky, 0.0, disparity)
+        mask |= sky[..., 0]
+    return disparity, mask
+
+
+# An encoder makes of a record and the name of a label set a target and its mask, which
+# is true where the target is valid, `(H, W)`.
+ENCODERS = {
+    "semantic": _encode_semantic,
+    "instance": _encode_instance,
+    "depth": _encode_depth,
+}
+
+
+def _load_records(builder, split, num_frames):
+    """The records of a split, cached if they fit, and how many to shuffle."""
+    height, width = builder.builder_config.image_size
+    frame_bytes = height * width * 8
+    num_records = builder.info.splits[split].num_examples
+    records = builder.as_dataset(split, shuffle_files=False)
+    if num_frames and num_frames < num_records:
+        # Neighbouring frames are of one city and alike: take them evenly.
+        records = (
+            records.enumerate()
+            .filter(lambda i, _: is_taken_evenly(i, num_frames, num_records))
+            .map(lambda _, record: record)
+            .apply(tf.data.experimental.assert_cardinality(num_frames))
+        )
+        num_records = num_frames
+    if num_records * frame_bytes <= CACHE_BYTES:
+        return records.cache(), num_records
+    return records, max(SHUFFLE_BYTES // frame_bytes, 1)
+
+
+def is_taken_evenly(index, count, total):
+    """Whether an element is one of `count` that are spread evenly over `total`."""
+    return index * count % total < count
+
+
+def without_autotuning(dataset):
+    """The data set with the parallelism that it starts with, a thread a core.
+
+    The thread that tunes sleeps between two looks, twice as long each time and up to
+    a minute, and an iterator is not let go before it wakes: the end of every run
+    would wait for it (seen in TensorFlow 2.21).
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)

@@ -1,0 +1,387 @@
+"""The data sets as tfds builders: `cityscapes_frames` and `streets`.
+
+Both hold the same features, so that everything downstream is the same. Records
+are made once, by all cores, and reused until their config changes; the name of a
+config holds all that they depend on.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import itertools
+import os
+import pathlib
+import shutil
+import sys
+
+import filelock
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from mtl_keras import streets
+from mtl_keras.cityscapes import FILES
+from mtl_keras.data import examples, frames
+from mtl_keras.data.pipelines import without_autotuning
+from mtl_keras.errors import UserError
+from mtl_keras.tasks import TASKS
+from mtl_keras.workers import WorkerPool
+
+STREETS_SIZES = {"train": 2000, "val": 250}
+
+CHECKED_BYTES = 2**31  # records up to this size are read through when they are opened
+FRAMING_BYTES = 16  # that a TFRecord file adds to a record: its length, two checksums
+
+
+@dataclasses.dataclass(eq=False)
+class FramesConfig(tfds.core.BuilderConfig):
+    """What the records of a builder depend on.
+
+    `source` is the tree of `cityscapes_frames`, or the seed of `streets`; `sizes`
+    the number of scenes a split of `streets`.
+    """
+
+    image_size: tuple = (128, 256)
+    kinds: tuple = frames.LABEL_KINDS
+    source: str = ""
+    sizes: dict = dataclasses.field(default_factory=dict)
+
+
+class _FramesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Features and generation that both builders share."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    notified = False  # that frames are stretched; once is enough
+
+    def _info(self):
+        height, width = self.builder_config.image_size
+        features = {
+            "id": tfds.features.Text(),
+            "source_width": np.int32,
+            "image": tfds.features.Image(
+                shape=(height, width, 3), encoding_format="png"
+            ),
+        }
+        for kind in self.builder_config.kinds:
+            features[kind] = tfds.features.Image(
+                shape=(height, width, 1),
+                dtype=np.uint8 if kind == "semantic" else np.uint16,
+                encoding_format="png",
+            )
+        return self.dataset_info_from_configs(
+            description=self.__doc__,
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,  # the records keep the order of the frames
+        )
+
+    def _generate_examples(self, split, make_example, jobs):
+        image_size = self.builder_config.image_size
+        bar = tqdm(total=len(jobs), unit="frame", desc=f"prepare {split}")
+        with WorkerPool(len(jobs)) as pool, bar:
+            for example, source_size in pool.map(make_example, jobs):
+                bar.update()
+                frame_id = os.fsdecode(example["id"])
+                if not self.notified and _reshapes(source_size, image_size):
+                    print(
+                        f"Note: {frame_id} is {source_size[0]}x{source_size[1]}; "
+                        "frames of another shape than "
+                        f"{image_size[0]}x{image_size[1]} are stretched to it.",
+                        file=sys.stderr,
+                    )
+                    self.notified = True
+                yield example["id"], example
+
+
+class CityscapesFrames(_FramesBuilder):
+    """Frames of an unpacked Cityscapes tree, resized.
+
+    References:
+     - [Cityscapes](https://www.cityscapes-dataset.com/dataset-overview/)
+    """
+
+    name = "cityscapes_frames"
+
+    def _split_generators(self, dl_manager):
+        config = self.builder_config
+        listed = {
+            split: frames.list_frames(config.source, split, config.kinds)
+            for split in frames.SPLITS
+        }
+        return {
+            split: self._generate_examples(
+                split,
+                examples.read_example,
+                [(f, config.image_size, config.kinds) for f in files],
+            )
+            for split, files in listed.items()
+            if files
+        }
+
+
+class Streets(_FramesBuilder):
+    """Street scenes rendered by `mtl_keras.streets.scenes`."""
+
+    name = "streets"
+
+    def _split_generators(self, dl_manager):
+        config = self.builder_config
+        return {
+            split: self._generate_examples(
+                split,
+                examples.render_example,
+                [
+                    (
+                        streets.frame_id(index),
+                        streets.scene_seed(int(config.source), split, index),
+                        config.image_size,
+                    )
+                    for index in range(size)
+                ],
+            )
+            for split, size in config.sizes.items()
+        }
+
+
+def prepare(data, image_size, tasks, data_dir="data"):
+    """The builder of a Cityscapes tree, or of the rendered streets if `data` is
+    empty."""
+    if data:
+        return prepare_cityscapes(data, image_size, tasks, data_dir)
+    return prepare_streets(image_size, data_dir=data_dir)
+
+
+def prepare_cityscapes(root, image_size, tasks, data_dir="data"):
+    """The builder of a Cityscapes tree, with its records made if need be.
+
+    The records are made again when the image size or any of the files (by name, size
+    and time) differ. Records of more tasks serve for some of them as well.
+
+    Args:
+        root: the unpacked tree.
+        image_size: `(height, width)` of the records.
+        tasks: the tasks to be trained; only their files have to exist.
+        data_dir: where records are kept.
+
+    Raises:
+        UserError: if a file is missing or broken, when nothing is kept, or if
+            `data_dir` cannot be written.
+    """
+    root = pathlib.Path(root).resolve()
+    rows = [TASKS[task] for task in tasks]
+    kinds = {kind for row in rows for kind in row.labels}
+    for row in rows:
+        for kind, consequence in row.optional_labels.items():
+            if frames.has_files(root, kind):
+                kinds.add(kind)
+            elif kind not in kinds:
+                folder, ending = FILES[kind]
+                print(
+                    f"Note: {root / folder} has no files *{ending}, so {consequence}.",
+                    file=sys.stderr,
+                )
+    return _prepare(
+        functools.partial(_find_cityscapes, root, image_size, kinds), data_dir
+    )
+
+
+def _find_cityscapes(root, image_size, kinds, data_dir, remove_damaged):
+    """The builder of some kinds of label files, or one of more that is prepared."""
+    place = data_dir, remove_damaged
+    needed = _open_cityscapes(root, image_size, kinds, *place)
+    if needed and needed.is_prepared():
+        return needed
+    others = [kind for kind in frames.LABEL_KINDS if kind not in kinds]
+    for count in range(1, len(others) + 1):
+        for added in itertools.combinations(others, count):
+            with contextlib.suppress(UserError):  # the tree does not have them
+                more = _open_cityscapes(root, image_size, kinds | {*added}, *place)
+                if more and more.is_prepared():
+                    return more
+    return needed
+
+
+def _open_cityscapes(root, image_size, kinds, data_dir, remove_damaged):
+    """The builder of some kinds of label files, prepared or not; see `_open`."""
+    kinds = tuple(kind for kind in frames.LABEL_KINDS if kind in kinds)
+    digest = hashlib.sha256(os.fsencode(root))
+    found = False
+    for split in frames.SPLITS:
+        for files in frames.list_frames(root, split, kinds):
+            found = True
+            for kind, path in sorted(files.paths.items()):
+                stat = path.stat()
+                digest.update(os.fsencode(path))
+                digest.update(f" {stat.st_size} {stat.st_mtime_ns}".encode())
+    if not found:
+        folder, ending = FILES["image"]
+        raise UserError(
+            f"{root} holds no frame: there is no {folder}/SPLIT/CITY/*{ending} for "
+            f"the splits {', '.join(frames.SPLITS)}."
+        )
+    name = "{}x{}-{}-{}-v{}".format(
+        *image_size, "-".join(kinds), digest.hexdigest()[:12], frames.VERSION
+    )
+    config = FramesConfig(
+        name=name, image_size=tuple(image_size), kinds=kinds, source=str(root)
+    )
+    return _open(CityscapesFrames, config, data_dir, remove_damaged)
+
+
+def prepare_streets(image_size, sizes=None, seed=0, data_dir="data"):
+    """The builder of the rendered scenes, with its records made if need be.
+
+    Args:
+        image_size: `(height, width)` of the scenes.
+        sizes: dict, number of scenes by split. Defaults to `STREETS_SIZES`.
+        seed: int. Scenes of another seed have nothing in common.
+        data_dir: where records are kept.
+
+    Raises:
+        UserError: if `data_dir` cannot be written.
+    """
+    sizes = dict(sizes or STREETS_SIZES)
+    counts = "-".join(f"{split}{size}" for split, size in sizes.items())
+    name = "{}x{}-{}-seed{}-v{}".format(*image_size, counts, seed, streets.VERSION)
+    config = FramesConfig(
+        name=name, image_size=tuple(image_size), source=str(seed), sizes=sizes
+    )
+    return _prepare(functools.partial(_open, Streets, config), data_dir)
+
+
+def check_split(builder, split):
+    """Raises `UserError` if a builder does not have a split."""
+    if split not in builder.info.splits:
+        source = (
+            builder.builder_config.source if builder.name != "streets" else "streets"
+        )
+        raise UserError(
+            f"{source} has no frames in the split {split!r}; "
+            f"it has {', '.join(builder.info.splits)}."
+        )
+
+
+def _prepare(open_builder, data_dir):
+    """The builder with its records, which one process at a time makes.
+
+    Args:
+        open_builder: called with `data_dir` and whether to remove damaged records,
+            which is up to the process that holds the lock; see `_open`.
+    """
+    data_dir = pathlib.Path(data_dir)
+    try:
+        builder = open_builder(data_dir, False)
+        if builder is None or not builder.is_prepared():
+            data_dir.mkdir(parents=True, exist_ok=True)
+            with _wait_for(data_dir / "lock"):
+                builder = open_builder(data_dir, True)  # others may have made them
+                _make_records(builder)
+    except UserError:
+        raise
+    except Exception as error:
+        if reason := _why_not_written(error, data_dir):
+            raise UserError(
+                f"The records cannot be kept in {data_dir.absolute()} ({reason}); make "
+                "it a directory that you may write to, with room for them, or work in "
+                "another one."
+            ) from error
+        raise
+    return builder
+
+
+def _make_records(builder):
+    """Makes the records, with a bar for each split in place of what tfds shows."""
+    print(f"Making the records in {builder.data_path}; they serve later runs, too.")
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    finally:
+        tfds.enable_progress_bar()
+
+
+def _why_not_written(error, data_dir):
+    """Why records cannot be written, `""` if the error is another one."""
+    import tensorflow as tf
+
+    cause = error.__cause__ or error  # tfds wraps those of TensorFlow
+    if not isinstance(cause, (OSError, tf.errors.OpError)):
+        return ""
+    if data_dir.is_symlink() and not data_dir.exists():
+        return f"it is a link to {data_dir.readlink()}, which does not exist"
+    if data_dir.exists() and not data_dir.is_dir():
+        return "it is not a directory"
+    if isinstance(cause, tf.errors.OpError):
+        return cause.message
+    return f"{cause.strerror}: {cause.filename}" if cause.filename else str(cause)
+
+
+def _wait_for(path):
+    """A lock, once it is free; the end of this process, any end, lets go of it."""
+    lock = filelock.FileLock(path)
+    try:
+        return lock.acquire(blocking=False)
+    except filelock.Timeout:
+        print(f"Waiting for the process that holds {path}.", file=sys.stderr)
+        return lock.acquire()
+    except NotImplementedError as error:
+        raise UserError(
+            f"{path.parent} is on a file system without locks, which keep two "
+            "processes from making the same records; choose another place for them."
+        ) from error
+
+
+def _open(builder_class, config, data_dir, remove_damaged):
+    """A builder, prepared or not; `None` if its records are damaged, unless those
+    and what a killed process left behind are to be removed."""
+    directory = data_dir / builder_class.name / config.name / str(builder_class.VERSION)
+    if not directory.exists():
+        if remove_damaged:
+            for left in directory.parent.glob(f"incomplete.*_{directory.name}"):
+                shutil.rmtree(left, ignore_errors=True)
+        return builder_class(config=config, data_dir=data_dir)
+    try:
+        builder = builder_class(config=config, data_dir=data_dir)
+    except OSError:
+        raise
+    except Exception:  # of many kinds, by what is wrong with the JSON files
+        damage = f"{directory / 'dataset_info.json'} is damaged"
+    else:
+        damage = _find_damage(builder)
+        if not damage:
+            return builder
+    if not remove_damaged:
+        return None
+    print(f"Note: {damage}; these records are made again.", file=sys.stderr)
+    shutil.rmtree(directory)
+    return builder_class(config=config, data_dir=data_dir)
+
+
+def _find_damage(builder):
+    """What is wrong with the records of a builder, `""` if nothing is."""
+    import tensorflow as tf
+
+    if not builder.is_prepared():
+        return f"{builder.data_path} is incomplete"
+    for split in builder.info.splits.values():
+        paths = [pathlib.Path(path) for path in split.filepaths]
+        for path in paths:
+            if not path.is_file():
+                return f"{path} is missing"
+        size = sum(path.stat().st_size for path in paths)
+        is_damaged = size != split.num_bytes + FRAMING_BYTES * split.num_examples
+        if not is_damaged and size <= CHECKED_BYTES:
+            records = tf.data.TFRecordDataset([str(path) for path in paths])
+            try:
+                for _ in without_autotuning(records.batch(16)):  # compares checksums
+                    pass
+            except tf.errors.DataLossError:
+                is_damaged = True
+        if is_damaged:
+            return f"{builder.data_path} has damaged records of {split.name}"
+    return ""
+
+
+def _reshapes(source_size, image_size):
+    return source_size[0] * image_size[1] != source_size[1] * image_size[0]

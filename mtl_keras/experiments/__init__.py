@@ -1,0 +1,1 @@
+"""What makes a run a command: options, recipes, run directories, tables."""

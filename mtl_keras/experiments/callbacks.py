@@ -1,0 +1,142 @@
+"""The callbacks of a run: progress, checkpoints, logs, all of them resumable."""
+
+import contextlib
+import time
+
+import keras
+from tqdm import tqdm
+
+from mtl_keras.errors import DivergenceError
+from mtl_keras.experiments.runs import finished_epochs, read_history
+from mtl_keras.tasks import METRICS, TASKS, best_metric, main_metric
+
+# Oxford, cityscapestask/train.py: PyTorch's defaults, but for a patience of 5 and a
+# threshold of 1e-3. PyTorch acts one validation later than Keras at equal patience, and
+# its threshold is a share of the best loss, which is none for a total that may be
+# negative: here it is absolute.
+PLATEAU = {"factor": 0.1, "patience": 6, "min_delta": 1e-3}
+
+
+class ProgressReport(keras.callbacks.Callback):
+    """A progress bar over the whole training, and a line when an epoch ends.
+
+    Args:
+        num_steps: int. Training steps of the whole run.
+    """
+
+    def __init__(self, num_steps):
+        super().__init__()
+        self.num_steps = num_steps
+        self.bar = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.bar is None:
+            done = epoch * self.params["steps"]
+            self.bar = tqdm(
+                total=self.num_steps, initial=done, unit="step", desc="train"
+            )
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.bar.update()
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds = time.perf_counter() - self.started
+        scores = [
+            f"{METRICS[key].header} {logs['val_' + key] * METRICS[key].factor:.3g}"
+            for key in map(main_metric, TASKS)
+            if "val_" + key in logs
+        ]
+        self.bar.write(
+            f"epoch {epoch + 1}/{self.params['epochs']}: loss {logs['loss']:.3f}, val "
+            f"{', '.join(scores)} ({seconds:.0f} s)"
+        )
+
+    def on_train_end(self, logs=None):
+        if self.bar is not None:
+            self.bar.close()
+
+
+class ResumablePlateau(keras.callbacks.ReduceLROnPlateau):
+    """Keras's `ReduceLROnPlateau` on the validation loss, which starts where an
+    interrupted training left it.
+
+    Keras forgets how long the loss has not fallen. That follows from the losses so
+    far, so this callback goes through them again.
+
+    Args:
+        losses: list of float. The validation losses of the finished epochs.
+        **kwargs: passed on to `keras.callbacks.ReduceLROnPlateau`.
+    """
+
+    def __init__(self, losses, **kwargs):
+        super().__init__(monitor="val_loss", mode="min", **kwargs)
+        self.losses = losses
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        for epoch, loss in enumerate(self.losses):
+            self.on_epoch_end(epoch, {"val_loss": loss})
+
+
+def make_callbacks(directory, tasks, num_steps, schedule="constant"):
+    """Checkpoints, logs and progress of a run, all resumable, and the schedule
+    `"plateau"`.
+
+    The learning rate of an epoch is then in `history.csv`, too.
+    """
+    best = best_metric(tasks)
+    monitor, mode = f"val_{best}", "max" if METRICS[best].higher_is_better else "min"
+    plateau = []
+    if schedule == "plateau":
+        losses = [row["val_loss"] for row in read_history(directory)]
+        plateau = [ResumablePlateau(losses, **PLATEAU)]
+    return [
+        keras.callbacks.TerminateOnNaN(raise_error=True),
+        ProgressReport(num_steps),
+        *plateau,  # before what logs and saves the learning rate
+        keras.callbacks.ModelCheckpoint(
+            directory / "checkpoints" / "best.weights.h5",
+            monitor=monitor,
+            mode=mode,
+            save_best_only=True,
+            save_weights_only=True,
+            initial_value_threshold=_best_so_far(directory, monitor, mode),
+        ),
+        keras.callbacks.CSVLogger(directory / "history.csv", append=True),
+        keras.callbacks.TensorBoard(directory / "tensorboard", write_graph=False),
+        # The last one: what it marks as done has been logged and saved.
+        keras.callbacks.BackupAndRestore(
+            directory / "checkpoints" / "last",
+            double_checkpoint=True,
+            delete_checkpoint=False,
+        ),
+    ]
+
+
+def _best_so_far(directory, monitor, mode):
+    values = [row[monitor] for row in read_history(directory) if monitor in row]
+    if not values:
+        return None
+    return max(values) if mode == "max" else min(values)
+
+
+@contextlib.contextmanager
+def explain_divergence(directory):
+    """Turns the end of a run whose loss is no longer finite into a
+    `DivergenceError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "NaN or Inf loss" not in str(error):
+            raise
+        message = (
+            f"The loss of {directory} became infinite or NaN after epoch "
+            f"{finished_epochs(directory)}; train again with a lower "
+            "--learning-rate, in another --output. The checkpoints before that are "
+            "kept."
+        )
+        (directory / "diverged.txt").write_text(
+            message + "\n", encoding="utf-8", errors="surrogateescape"
+        )
+        raise DivergenceError(message) from error

@@ -1,0 +1,108 @@
+"""What is reached without looking at the image says how much a score is worth."""
+
+import collections
+
+import numpy as np
+
+from mtl_keras.cityscapes import DISPARITY_STEPS
+from mtl_keras.tasks import TASKS
+
+
+class ConstantPredictor:
+    """Predicts of every task the constant that its row in `tasks.TASKS` names.
+
+    Args:
+        constants: dict. Task name to a class index (`"majority"`), a number
+            (`"zero"`, `"median"`) or an image as nested lists (`"median_image"`).
+        num_classes: int. Channels of the tasks with classes.
+    """
+
+    def __init__(self, constants, num_classes):
+        self.constants = constants
+        self.num_classes = num_classes
+
+    @classmethod
+    def fit(cls, batches, num_classes):
+        """Finds the constants of a data set of `(images, targets, masks)`.
+
+        Only valid elements count. Medians are rounded as Cityscapes codes disparity,
+        to 1/256.
+        """
+        gathered = {}
+        for _, targets, masks in batches:
+            for task, target in targets.items():
+                found = gathered.setdefault(task, _GATHERED[TASKS[task].constant]())
+                found.add(np.asarray(target), np.asarray(masks[task]) > 0)
+        constants = {task: found.result() for task, found in gathered.items()}
+        return cls(constants, num_classes)
+
+    def predict(self, targets):
+        """Predictions in the shapes of the network's, for `targets` by task."""
+        return {
+            task: self._predict(task, np.shape(target))
+            for task, target in targets.items()
+        }
+
+    def _predict(self, task, shape):
+        constant = self.constants[task]
+        if TASKS[task].constant == "majority":
+            one_hot = np.eye(self.num_classes, dtype=np.float32)[constant]
+            return np.broadcast_to(one_hot, (*shape, self.num_classes))
+        return np.broadcast_to(np.asarray(constant, np.float32), shape)
+
+
+class _Zero:
+    def add(self, values, valid):
+        pass
+
+    def result(self):
+        return 0.0
+
+
+class _Majority:
+    steps = 1.0
+
+    def __init__(self):
+        self.counts = collections.Counter()
+
+    def add(self, values, valid):
+        chosen = np.rint(values[valid] * self.steps).astype(np.int64).ravel()
+        if chosen.size:
+            low = chosen.min()
+            counts = np.bincount(chosen - low)
+            for index in np.flatnonzero(counts):
+                self.counts[int(low + index)] += int(counts[index])
+
+    def result(self):
+        return max(sorted(self.counts), key=self.counts.get, default=0)
+
+
+class _Median(_Majority):
+    steps = DISPARITY_STEPS
+
+    def result(self):
+        half, below = self.counts.total() / 2, 0
+        for value in sorted(self.counts):
+            below += self.counts[value]
+            if below >= half:
+                return value / self.steps
+        return 0.0
+
+
+class _MedianImage:
+    def __init__(self):
+        self.images = []
+
+    def add(self, values, valid):
+        self.images.append(values)
+
+    def result(self):
+        return np.median(np.concatenate(self.images), axis=0).tolist()
+
+
+_GATHERED = {
+    "zero": _Zero,
+    "majority": _Majority,
+    "median": _Median,
+    "median_image": _MedianImage,
+}

@@ -1,0 +1,183 @@
+"""Evaluators: each looks at the predictions for a split and comes to a result.
+
+`evaluate.py` is a loop over them. Beside the trainer's own metrics, which Keras keeps
+while it validates, the scores of a table are computed here by the same metrics: the
+constant predictor and what is drawn and written need the predictions themselves, which
+`keras.Model.evaluate` does not let one see. A test holds the two to one another.
+"""
+
+import json
+import pathlib
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from mtl_keras.errors import UserError
+from mtl_keras.experiments.constant_predictor import ConstantPredictor
+from mtl_keras.serving.predictions import write_predictions
+
+
+class Batch(NamedTuple):
+    """A batch of a split: `targets` and `masks` are dicts of arrays by task,
+    `instance_ids` `(batch, H, W)` or `None`."""
+
+    ids: list
+    images: np.ndarray
+    targets: dict
+    masks: dict
+    instance_ids: np.ndarray | None = None
+
+
+class Evaluator(Protocol):
+    """What `evaluate` calls with every batch and, at the end, for its result."""
+
+    def update(self, batch: Batch, predictions: dict) -> None:
+        """Looks at a batch and the predictions for it, arrays by task."""
+
+    def result(self) -> dict:
+        """What has come of it, by name; empty if it is a file."""
+
+
+def evaluate(network, batches, evaluators, batch_size, bar):
+    """Shows the predictions for all batches to all evaluators.
+
+    Args:
+        network: `keras.Model` with a dict of outputs by task.
+        batches: iterable of `Batch`.
+        evaluators: list of `Evaluator`.
+        batch_size: int. That of all batches but the last, which may be smaller.
+        bar: progress bar, a `tqdm.tqdm`.
+
+    Returns:
+        The results of all evaluators in one dict.
+    """
+    for batch in batches:
+        predictions = predict_batch(network, batch.images, batch_size)
+        for evaluator in evaluators:
+            evaluator.update(batch, predictions)
+        bar.update(len(batch.images))
+    return {k: v for evaluator in evaluators for k, v in evaluator.result().items()}
+
+
+def predict_batch(network, images, batch_size):
+    """Predicts a batch by task; a last, smaller one is filled up to `batch_size` and
+    cut again, since the network would be traced anew for its size."""
+    filled = np.resize(images, (batch_size, *images.shape[1:]))
+    predictions = network.predict_on_batch(filled)
+    return {task: maps[: len(images)] for task, maps in predictions.items()}
+
+
+class MapScores:
+    """The metrics of a split, and the IoU of its classes.
+
+    Args:
+        task_metrics: dict. Task name to a list of `keras.metrics.Metric`.
+    """
+
+    def __init__(self, task_metrics):
+        self.metrics = task_metrics
+        self.num_valid = dict.fromkeys(task_metrics, 0)
+
+    def update(self, batch, predictions):
+        for task, metrics in self.metrics.items():
+            mask = batch.masks[task]
+            self.num_valid[task] += int(np.sum(np.asarray(mask) > 0))
+            for metric in metrics:
+                metric.update_state(batch.targets[task], predictions[task], mask)
+
+    def result(self):
+        """`metrics`, `{task/metric: float}` without the tasks that have no valid
+        element, and `per_class_iou`, `{class name: IoU or None}`."""
+        found = {task: m for task, m in self.metrics.items() if self.num_valid[task]}
+        return {
+            "metrics": {
+                f"{task}/{metric.name}": float(metric.result())
+                for task, metrics in found.items()
+                for metric in metrics
+            },
+            "per_class_iou": {
+                name: iou
+                for metrics in found.values()
+                for metric in metrics
+                if hasattr(metric, "per_class_iou")
+                for name, iou in metric.per_class_iou().items()
+            },
+        }
+
+
+class ConstantBaseline:
+    """The metrics of a constant predictor, `constant_predictor`.
+
+    Args:
+        task_metrics: as for `MapScores`.
+        predictor: `ConstantPredictor`.
+    """
+
+    def __init__(self, task_metrics, predictor):
+        self.scores = MapScores(task_metrics)
+        self.predictor = predictor
+
+    def update(self, batch, predictions=None):
+        self.scores.update(batch, self.predictor.predict(batch.targets))
+
+    def result(self):
+        return {"constant_predictor": self.scores.result()["metrics"]}
+
+
+class ObjectEvaluator:
+    """Objects from the votes, scored and drawn.
+
+    Args:
+        scorer: `instances.objects.ObjectScorer`.
+        gallery: `figures.objects.ObjectGallery`.
+    """
+
+    def __init__(self, scorer, gallery):
+        self.scorer = scorer
+        self.gallery = gallery
+
+    def update(self, batch, predictions):
+        decoded = self.scorer.update(batch.ids, predictions, batch.instance_ids)
+        self.gallery.update(batch, predictions, decoded)
+
+    def result(self):
+        # Without labels there is nothing to score.
+        has_truth = self.gallery.has_truth
+        return {**self.gallery.result(), **(self.scorer.result() if has_truth else {})}
+
+
+class PredictionWriter:
+    """Writes the predicted maps of every frame; see `serving.write_predictions`."""
+
+    def __init__(self, directory, label_set):
+        self.directory = directory
+        self.label_set = label_set
+
+    def update(self, batch, predictions):
+        write_predictions(self.directory, batch.ids, predictions, self.label_set)
+
+    def result(self):
+        return {}
+
+
+def write_constant_predictor(problem, directory):
+    """Keeps the constant predictor of the training split, and what it scores on the
+    validation split."""
+    predictor = problem.fit_constant_predictor()
+    path = directory / "constant.json"
+    path.write_text(json.dumps(predictor.constants), encoding="utf-8")
+    baseline = ConstantBaseline(problem.make_metrics(), predictor)
+    for batch in problem.make_batches("val", problem.options.batch_size):
+        baseline.update(Batch([], *batch))
+    scores = baseline.result()["constant_predictor"]
+    path = directory / "constant_result.json"
+    path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+
+
+def load_constant_predictor(problem, directory):
+    """The constant predictor that training left in the run directory."""
+    path = pathlib.Path(directory) / "constant.json"
+    if not path.exists():
+        raise UserError(f"{path} is missing; train the run with train.py first.")
+    constants = json.loads(path.read_text(encoding="utf-8"))
+    return ConstantPredictor(constants, problem.num_classes)

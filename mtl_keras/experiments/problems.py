@@ -1,0 +1,171 @@
+"""What a run learns from: street scenes or small images.
+
+A problem knows the options of a run and offers, in the same way for each kind, its
+batches, network, losses, metrics, constant predictor and gallery. Data are opened
+when they are first asked for: a network can be built without them.
+"""
+
+import functools
+
+from mtl_keras import tasks
+from mtl_keras.cityscapes import labels_of
+from mtl_keras.data import pipelines, records, small_images
+from mtl_keras.errors import UserError
+from mtl_keras.experiments.constant_predictor import ConstantPredictor
+from mtl_keras.figures.maps import MapGallery
+from mtl_keras.figures.small_images import SmallImageGallery
+from mtl_keras.model import build_network, build_small_network
+
+
+def open_problem(options):
+    """The problem of a run with these `TrainOptions`."""
+    return Scenes(options) if options.dataset == "scenes" else SmallImages(options)
+
+
+class Problem:
+    """What all kinds have in common.
+
+    Args:
+        options: `TrainOptions`.
+        name: str, what the data are called in titles.
+        num_classes: int.
+    """
+
+    def __init__(self, options, name, num_classes):
+        self.options = options
+        self.name = name
+        self.num_classes = num_classes
+
+    def make_losses(self):
+        return tasks.make_losses(self.options.tasks)
+
+    def make_metrics(self):
+        return {
+            task: tasks.make_metrics(task, self.options.label_set)
+            for task in self.options.tasks
+        }
+
+    def fit_constant_predictor(self):
+        options = self.options
+        batches = self.make_batches("train", options.batch_size, options.train_frames)
+        return ConstantPredictor.fit(batches, self.num_classes)
+
+
+class Scenes(Problem):
+    """Street scenes: semantics, votes for instance centres, depth."""
+
+    def __init__(self, options):
+        num_classes = len(labels_of(options.label_set))
+        super().__init__(options, options.data or "streets", num_classes)
+
+    @functools.cached_property
+    def builder(self):
+        options = self.options
+        return records.prepare(
+            options.data, options.image_size, options.tasks, options.data_dir
+        )
+
+    def count_frames(self, split):
+        records.check_split(self.builder, split)
+        return self.builder.info.splits[split].num_examples
+
+    def make_training_batches(self, first_step):
+        options = self.options
+        return pipelines.make_training_dataset(
+            self.builder,
+            options.tasks,
+            options.label_set,
+            options.batch_size,
+            seed=options.seed,
+            first_step=first_step,
+            flip=options.flip,
+            num_frames=options.train_frames,
+        )
+
+    def make_batches(self, split, batch_size, num_frames=0):
+        options = self.options
+        return pipelines.make_dataset(
+            self.builder,
+            split,
+            options.tasks,
+            options.label_set,
+            batch_size,
+            num_frames,
+        )
+
+    def load_ids(self, split):
+        return pipelines.load_ids(self.builder, split)
+
+    def load_instance_ids(self, split, batch_size):
+        return pipelines.load_instance_ids(self.builder, split, batch_size)
+
+    def build_network(self, weights=None):
+        options = self.options
+        return build_network(
+            architecture=options.architecture,
+            backbone=options.backbone,
+            image_size=options.image_size,
+            num_classes=self.num_classes,
+            tasks=options.tasks,
+            weights=weights,
+            decoder=options.decoder,
+        )
+
+    def make_gallery(self, path, num_frames):
+        return MapGallery(path, num_frames, self.options.label_set)
+
+
+class SmallImages(Problem):
+    """Small grey images: their class, and themselves through a narrow code."""
+
+    def __init__(self, options):
+        self.class_names = small_images.CLASS_NAMES[options.dataset]
+        super().__init__(options, options.dataset, len(self.class_names))
+
+    @functools.cached_property
+    def splits(self):
+        return {
+            split: small_images.load_split(
+                self.options.dataset, split, self.options.data_dir
+            )
+            for split in small_images.SPLITS
+        }
+
+    def count_frames(self, split):
+        if split not in self.splits:
+            raise UserError(
+                f"{self.name} has no split {split!r}; it has {', '.join(self.splits)}."
+            )
+        return len(self.splits[split][0])
+
+    def make_training_batches(self, first_step):
+        options = self.options
+        return small_images.make_training_dataset(
+            *self._take("train", options.train_frames),
+            options.tasks,
+            options.batch_size,
+            seed=options.seed,
+            first_step=first_step,
+        )
+
+    def make_batches(self, split, batch_size, num_frames=0):
+        return small_images.make_dataset(
+            *self._take(split, num_frames), self.options.tasks, batch_size
+        )
+
+    def _take(self, split, num_frames):
+        return small_images.take_evenly(self.splits[split], num_frames)
+
+    def load_ids(self, split):
+        return [str(i) for i in range(self.count_frames(split))]
+
+    def build_network(self, weights=None):
+        if weights is not None:
+            raise UserError(
+                "There are no pretrained weights for small images; use --no-pretrained."
+            )
+        image_size = small_images.IMAGE_SIZES[self.options.dataset]
+        return build_small_network(image_size, self.num_classes, self.options.tasks)
+
+    def make_gallery(self, path, num_frames):
+        return SmallImageGallery(path, num_frames, self.class_names)

@@ -1,0 +1,200 @@
+"""Run directories: what is in one, and how it is kept whole.
+
+options.json     the options of train.py
+checkpoints/     best.weights.h5, and last/ to go on from
+result.json      the scores after the last step; diverged.txt if there are none
+history.csv      losses, metrics, sigmas and weights by epoch
+tensorboard/     the same for TensorBoard
+constant.json    the constant predictor of the training split, and its scores
+lock             held by the process that trains
+figures/  saved_model/  metrics.json  table.md
+"""
+
+import contextlib
+import csv
+import json
+import pathlib
+import shutil
+
+import filelock
+import h5py
+
+from mtl_keras.errors import BusyError, UserError
+from mtl_keras.experiments.options import (
+    STARTING_OPTIONS,
+    TrainOptions,
+    differing_options,
+    read_options,
+    write_options,
+)
+
+
+def check_directory(options):
+    """The run directory, which need not exist yet.
+
+    Raises:
+        UserError: if it holds a run with other options, or something else.
+    """
+    directory = pathlib.Path(options.output or f"runs/{options.recipe}")
+    path = directory / "options.json"
+    if path.exists():
+        found = read_options(TrainOptions, path)
+        differing = differing_options(found, options, ignored=STARTING_OPTIONS)
+        if differing:
+            changes = ", ".join(
+                f"{flag} {old} there and {new} here"
+                for flag, (old, new) in differing.items()
+            )
+            raise UserError(
+                f"{directory} holds a run with other options ({changes}); choose "
+                "another --output or remove that directory."
+            )
+    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(
+            f"{directory} exists and is no run of train.py; choose another --output."
+        )
+    return directory
+
+
+@contextlib.contextmanager
+def claim_directory(options, epochs):
+    """Makes the run directory, or finds out whether to go on in it, and keeps other
+    processes out of it.
+
+    Args:
+        options: `TrainOptions`.
+        epochs: int. The epochs that the options ask for.
+
+    Yields:
+        The directory as a `pathlib.Path`.
+
+    Raises:
+        UserError: for an unfinished run that was not asked to be resumed, or as
+            `check_directory` does.
+        BusyError: if another process trains this run.
+    """
+    directory = check_directory(options)
+    str(directory).encode()  # fails here, not after an epoch; TensorFlow wants UTF-8
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not (directory / "options.json").exists():
+            write_options(options, directory / "options.json")
+        lock = filelock.FileLock(directory / "lock").acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise BusyError(
+            f"{directory} is being trained by another process; wait for it, or "
+            "choose another --output."
+        ) from error
+    except (OSError, NotImplementedError) as error:  # the latter: there are no locks
+        raise UserError(
+            f"{directory} cannot be written ({error}); choose another --output."
+        ) from error
+    with lock:  # the end of the process, however it ends, lets go of it
+        _repair_last_checkpoint(directory)
+        is_begun = (directory / "checkpoints").exists()
+        if is_begun and not (options.resume or is_trained(directory, epochs)):
+            raise UserError(
+                f"{directory} holds an unfinished run; go on with --resume, choose "
+                "another --output or remove that directory."
+            )
+        yield directory
+
+
+def _repair_last_checkpoint(directory):
+    """Goes back an epoch if a crash damaged the last checkpoint."""
+    last = directory / "checkpoints" / "last"
+    weights, metadata = last / "latest.weights.h5", last / "training_metadata.json"
+    if not metadata.exists():  # not even the first epoch was finished
+        weights.unlink(missing_ok=True)
+    elif not _is_readable(weights, metadata):
+        backups = [path.with_name(path.name + ".bkp") for path in (weights, metadata)]
+        if not _is_readable(*backups):
+            raise UserError(
+                f"{weights} is damaged and so is its backup; remove {directory} and "
+                "train again."
+            )
+        print(f"{weights} is damaged; going on from the epoch before.")
+        for backup, path in zip(backups, (weights, metadata)):
+            shutil.copy(backup, path)
+
+
+def _is_readable(weights, metadata):
+    try:
+        json.loads(metadata.read_text(encoding="utf-8"))["epoch"]
+        h5py.File(weights).close()
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
+
+
+def finished_epochs(directory):
+    """Number of epochs that the last checkpoint holds."""
+    path = directory / "checkpoints" / "last" / "training_metadata.json"
+    return json.loads(path.read_text(encoding="utf-8"))["epoch"] if path.exists() else 0
+
+
+def drop_unfinished_epochs(directory):
+    """Forgets what was logged after the last checkpoint was written."""
+    path = directory / "history.csv"
+    if path.exists():
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = finished_epochs(directory)
+        path.write_bytes(b"".join(lines[: kept + 1]) if kept else b"")
+
+
+def read_history(directory):
+    """Rows of `history.csv`, `{column: float}`; empty if there is none yet."""
+    path = pathlib.Path(directory) / "history.csv"
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return [
+            {key: float(value) for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def write_result(directory):
+    """Keeps the last scores on the validation split, what came of the run, and no
+    second copy of the last checkpoint, which no crash can damage any more."""
+    *_, last = read_history(directory)
+    scores = {
+        key.removeprefix("val_"): value
+        for key, value in last.items()
+        if key.startswith("val_")
+    }
+    unfinished = directory / "result.json.part"
+    unfinished.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(directory / "result.json")  # whole, whenever it is there
+    (directory / "diverged.txt").unlink(missing_ok=True)
+    for path in (directory / "checkpoints" / "last").glob("*.bkp"):
+        path.unlink()
+
+
+def is_trained(directory, epochs):
+    """Whether the training of a run is complete."""
+    return finished_epochs(directory) >= epochs
+
+
+def restore_best(trainer, directory):
+    """Loads the best checkpoint of a run.
+
+    Raises:
+        UserError: if there is none or it does not fit the options.
+    """
+    path = pathlib.Path(directory) / "checkpoints" / "best.weights.h5"
+    if not path.exists():
+        raise UserError(f"{path} is missing; train the run with train.py first.")
+    load_checkpoint(trainer, path)
+
+
+def load_checkpoint(trainer, path):
+    """Loads weights, or raises `UserError` if they do not fit the trainer."""
+    try:
+        trainer.load_weights(path)
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{path} does not fit the options in {path.parents[1] / 'options.json'} "
+            f"({reason}); train the run again in another directory."
+        ) from error

@@ -1,0 +1,184 @@
+"""From the options of a run to its trainer, optimizer and steps."""
+
+import math
+
+import keras
+import numpy as np
+
+from mtl_keras.errors import UserError
+from mtl_keras.experiments.recipes import DATASETS
+from mtl_keras.instances import cluster_offsets
+from mtl_keras.optimizers import FusedAdam
+from mtl_keras.tasks import tasks_of
+from mtl_keras.training import MultiTaskTrainer
+from mtl_keras.weighting import FixedWeighting, UncertaintyWeighting
+
+
+def check_options(options):
+    """Raises `UserError` for options that contradict one another."""
+    for task in options.tasks:
+        if task not in tasks_of(DATASETS[options.dataset]):
+            raise UserError(
+                f"--dataset {options.dataset} has the tasks "
+                f"{', '.join(tasks_of(DATASETS[options.dataset]))}; --tasks names "
+                f"{task}."
+            )
+    if options.data and options.dataset != "scenes":
+        raise UserError(
+            f"--data names a Cityscapes tree, which --dataset {options.dataset} does "
+            "not read; leave one of them out."
+        )
+    if options.architecture == "kendall" and options.decoder == "direct":
+        raise UserError(
+            "--decoder direct is a form of the mtl architecture, not of kendall."
+        )
+    build_weighting(options)
+
+
+def check_evaluation(options, trained):
+    """Raises `UserError` for `EvaluateOptions` that a run has nothing for."""
+    if options.data and trained.dataset != "scenes":
+        raise UserError(
+            f"--data names a Cityscapes tree, but {options.run} is a run on "
+            f"{trained.dataset}; leave it out."
+        )
+    for name in ("instances", "predictions"):
+        if getattr(options, name) and trained.dataset != "scenes":
+            raise UserError(
+                f"--{name} is about street scenes; {options.run} is a run on "
+                f"{trained.dataset}."
+            )
+    for name in ("object_classes", "method", "method_options", "left_over"):
+        if getattr(options, name) != getattr(type(options)(), name):
+            if not options.instances:
+                raise UserError(
+                    f"--{name.replace('_', '-')} is about objects; add --instances."
+                )
+    if options.instances:
+        _check_objects(trained.tasks, options.object_classes)
+        nothing = np.zeros((1, 1, 2)), np.zeros((1, 1), bool)
+        try:
+            cluster_offsets(*nothing, options.method, **options.method_options)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"--method-options: {error}") from error
+
+
+def _check_objects(tasks, object_classes):
+    """Raises `UserError` if objects are not to be had from these tasks."""
+    if "instance" not in tasks:
+        raise UserError(
+            "--instances needs the task instance, which the run was not trained for; "
+            "train one with --tasks semantic,instance."
+        )
+    if "semantic" not in tasks and object_classes == "predicted":
+        raise UserError(
+            "--instances needs the task semantic, which the run was not trained for; "
+            "look for objects in the true classes with --object-classes true."
+        )
+
+
+def plan_epochs(options, num_frames):
+    """The number of epochs, that is of validations, and of training steps per epoch.
+
+    Epochs are of equal length: of `epoch_steps`, or of a pass over the frames, or a
+    little shorter, so that they add up to `steps` or to `epochs` passes.
+
+    Args:
+        options: `TrainOptions`.
+        num_frames: int. Frames in the training split.
+
+    Raises:
+        UserError: if there are fewer frames than asked for, or than a batch has.
+    """
+    if options.train_frames > num_frames:
+        raise UserError(
+            f"--train-frames asks for {options.train_frames} frames, but the training "
+            f"split has {num_frames}."
+        )
+    batches = (options.train_frames or num_frames) // options.batch_size
+    if batches == 0:
+        raise UserError(
+            f"There are {options.train_frames or num_frames} frames to train on, fewer "
+            f"than a batch of {options.batch_size}; use a smaller --batch-size."
+        )
+    steps = options.steps or options.epochs * batches
+    epochs = math.ceil(steps / (options.epoch_steps or batches))
+    return epochs, math.ceil(steps / epochs)
+
+
+def build_trainer(problem, weights=None):
+    """Network, losses and weighting of a run, under its dtype policy.
+
+    Args:
+        problem: what `open_problem` returned.
+        weights: initial weights of the network, see `build_network`.
+    """
+    options = problem.options
+    keras.config.set_dtype_policy(options.precision)
+    return MultiTaskTrainer(
+        problem.build_network(weights),
+        problem.make_losses(),
+        build_weighting(options),
+        problem.make_metrics(),
+        options.sigma_learning_rate_factor,
+    )
+
+
+def build_weighting(options):
+    """The `UncertaintyWeighting` or `FixedWeighting` of a run.
+
+    Raises:
+        UserError: if the weights or likelihoods do not fit the tasks.
+    """
+    if options.weighting == "fixed":
+        equal = dict.fromkeys(options.tasks, 1.0 / len(options.tasks))
+        weights = options.task_weights or equal
+        if set(weights) != set(options.tasks):
+            raise UserError(
+                f"--task-weights gives weights for {', '.join(weights)}, but the "
+                f"tasks are {', '.join(options.tasks)}."
+            )
+        if not any(weights.values()):
+            raise UserError("--task-weights switches every task off.")
+        return FixedWeighting(weights)
+    if options.task_weights:
+        raise UserError("--task-weights needs --weighting fixed.")
+    missing = [task for task in options.tasks if task not in options.likelihoods]
+    if missing:
+        raise UserError(f"--likelihoods names no likelihood for {missing[0]}.")
+    variance = np.random.default_rng(options.seed).uniform(
+        *options.initial_variance, len(options.tasks)
+    )
+    return UncertaintyWeighting(
+        {task: options.likelihoods[task] for task in options.tasks},
+        {task: float(np.log(v)) for task, v in zip(options.tasks, variance)},
+    )
+
+
+def build_optimizer(options, num_steps):
+    """The optimizer of a run, with its learning rate schedule, except for that of
+    `"plateau"`, which is a callback."""
+    rate = options.learning_rate
+    if options.schedule == "poly":
+        rate = keras.optimizers.schedules.PolynomialDecay(rate, num_steps, 0.0, 0.9)
+    elif options.schedule == "cosine":
+        # Rising first: at full rate, Adam's first steps kill units of the heads.
+        warmup = num_steps // 10
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0, num_steps - warmup, warmup_target=rate, warmup_steps=warmup
+        )
+    decay = options.weight_decay or None
+    if options.optimizer == "sgd":
+        return keras.optimizers.SGD(rate, 0.9, nesterov=True, weight_decay=decay)
+    return FusedAdam(rate, weight_decay=decay)
+
+
+def choose_jit(options):
+    """Whether to compile with XLA; says so if it was left to us."""
+    if options.jit != "auto":
+        return options.jit == "on"
+    device = keras.distribution.list_devices()[0].split(":")[0]
+    use_jit = device != "cpu"
+    state = "on" if use_jit else "off"
+    print(f"--jit auto: XLA {state}, this machine trains on {device}.")
+    return use_jit

@@ -1,0 +1,90 @@
+"""Tables and scores as Markdown."""
+
+import math
+
+from mtl_keras.tasks import METRICS
+
+
+def format_table(rows, columns):
+    """A Markdown table.
+
+    Args:
+        rows: list of lists of cells; `None` makes an empty cell, a float is given
+            four significant digits.
+        columns: list of str.
+    """
+
+    def cell(value):
+        if value is None:
+            return ""
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
+    return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
+
+
+def format_metrics(metrics, constant_predictor, per_class_iou, instances=None):
+    """The metric table of a split, with the constant predictor and the classes.
+
+    Args:
+        metrics: `{task/metric: float}` of the network.
+        constant_predictor: the same of the constant predictor.
+        per_class_iou: `{class name: IoU or None}`, may be empty.
+        instances: optional, the scores of `instances.objects.ObjectScorer`.
+    """
+    shown = {key: row for key, row in METRICS.items() if key in metrics}
+    scores = {"network": metrics, "constant predictor": constant_predictor}
+    if instances:
+        best = instances["upper_bound"]
+        scores["true votes and classes, decoded"] = name_instance_metrics(best)
+    rows = [
+        [name]
+        + [values[k] * row.factor if k in values else None for k, row in shown.items()]
+        for name, values in scores.items()
+    ]
+    table = format_table(rows, [""] + [row.header for row in shown.values()])
+    if per_class_iou or instances:
+        table += "\n\n" + _format_classes(per_class_iou, instances)
+    return table
+
+
+def _format_classes(per_class_iou, instances):
+    precisions = instances["classes"] if instances else {}
+    columns = ["class"] + ["IoU %"] * bool(per_class_iou)
+    columns += ["AP %", "AP50 %"] * bool(instances)
+    rows = []
+    for name in per_class_iou or precisions:
+        row = [name]
+        if per_class_iou:
+            row.append(_percent(per_class_iou[name]))
+        if name in precisions:  # stuff is not
+            score = precisions[name] or {}
+            row += [_percent(score.get(key)) for key in ("ap", "ap50")]
+        rows.append(row + [None] * (len(columns) - len(row)))
+    return format_table(rows, columns)
+
+
+def name_instance_metrics(instances):
+    """The scores of `ObjectScorer` as metrics, none if there is no object."""
+    return {
+        f"instance/{key}": instances[key]
+        for key in ("ap", "ap50")
+        if instances[key] is not None
+    }
+
+
+def _percent(value):
+    return "absent" if value is None else value * 100.0
+
+
+def format_score(score):
+    """`mean ± standard deviation`, to four digits of the mean.
+
+    Args:
+        score: has a `mean` and an `std`, which may be `None`.
+    """
+    decimals = 3
+    if score.mean and math.isfinite(score.mean):
+        decimals = max(3 - math.floor(math.log10(abs(score.mean))), 0)
+    text = f"{score.mean:.{decimals}f}"
+    return text if score.std is None else f"{text} ± {score.std:.{decimals}f}"

@@ -1,0 +1,142 @@
+"""What belongs together: targets, outputs and masks, by task."""
+
+import keras
+import numpy as np
+
+
+class Pairing:
+    """Brings targets, outputs and masks together, whatever structure they have.
+
+    Args:
+        network: `keras.Model`. Lists and single arrays go by the names of its output
+            layers, if it has some.
+        losses: dict by task of losses; `None` for an output that is not trained.
+        task_metrics: dict by task of lists of metrics.
+    """
+
+    def __init__(self, network, losses, task_metrics):
+        self.network = network
+        self.given = {"losses": losses, "task_metrics": task_metrics}
+        self.trained = [task for task, loss in losses.items() if loss is not None]
+        self.tasks = [*dict.fromkeys([*self.trained, *task_metrics])]
+
+    def pair(self, targets, outputs, masks):
+        """`{task: (target, output, mask)}` of the tasks with a loss or metrics.
+
+        Raises:
+            ValueError: if they do not fit one another.
+        """
+        outputs = self.check_outputs(outputs)
+        targets = self._by_task(targets, "targets")
+        if masks is None:
+            masks = {}
+        elif isinstance(masks, (dict, list, tuple)):
+            masks = self._by_task(masks, "masks")
+        else:  # one weight per sample, for all tasks
+            masks = dict.fromkeys(self.tasks, masks)
+        self._check_masks(masks, targets)
+        missing = [task for task in self.tasks if task not in targets]
+        if missing:
+            raise ValueError(
+                f"The targets lack {missing[0]!r}; they hold "
+                f"{', '.join(map(repr, targets))}."
+            )
+        return {
+            task: (targets[task], outputs[task], masks.get(task)) for task in self.tasks
+        }
+
+    def complete(self, targets, masks):
+        """Targets and masks given as arrays, with ones for tasks without a mask: Keras
+        wants masks for all or for none.
+
+        Raises:
+            ValueError: as `pair`, and for masks with negative values or NaN.
+        """
+        if not isinstance(masks, (dict, list, tuple)):
+            _check_signs("The mask", masks)
+            return targets, masks
+        targets = self._by_task(targets, "targets")
+        masks = {
+            task: np.asarray(mask) if isinstance(mask, (list, tuple)) else mask
+            for task, mask in self._by_task(masks, "masks").items()
+        }
+        self._check_masks(masks, targets)
+        for task, mask in masks.items():
+            _check_signs(f"The mask of task {task!r}", mask)
+        targets = {task: y for task, y in targets.items() if y is not None}
+        return targets, {
+            task: np.ones(len(target), "float32")
+            if masks.get(task) is None
+            else masks[task]
+            for task, target in targets.items()
+        }
+
+    def check_outputs(self, outputs):
+        """The outputs by task, if they are those of the losses and metrics."""
+        outputs = self._by_task(outputs, "outputs")
+        for name, tasks in self.given.items():
+            unknown = [task for task in tasks if task not in outputs]
+            if unknown:
+                raise ValueError(
+                    f"`{name}` names {unknown[0]!r}, but the outputs of the network "
+                    f"are {', '.join(map(repr, outputs))}."
+                )
+        for task in self.trained:
+            if keras.tree.is_nested(outputs[task]):
+                raise ValueError(
+                    f"The output {task!r} of the network must be one tensor. Received: "
+                    f"{type(outputs[task]).__name__}"
+                )
+        return outputs
+
+    def _by_task(self, values, what):
+        if isinstance(values, dict):
+            return values
+        names = getattr(self.network, "output_names", None)
+        if isinstance(values, (list, tuple)):
+            return self._by_position(values, what, names)
+        if values is not None and len(self.trained) == 1:
+            if not names or len(names) == 1:
+                return dict.fromkeys(self.trained, values)
+        if values is not None and names and len(names) == 1:
+            return {names[0]: values}
+        raise ValueError(
+            f"The {what} must be a dict by task, as in `fit(x, {{task: target}})`. "
+            f"Received: {type(values).__name__}"
+        )
+
+    def _by_position(self, values, what, names):
+        if not names or isinstance(self.network.output, dict):
+            raise ValueError(
+                f"The {what} must be a dict by task, since the outputs of the "
+                f"network have no order. Received: {type(values).__name__}"
+            )
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(
+                f"The network has several outputs named {twice[0]!r}, those of one "
+                "layer; give its outputs as a dict by task."
+            )
+        if len(names) != len(values):
+            raise ValueError(
+                f"There are {len(values)} {what} for the {len(names)} outputs "
+                f"{', '.join(map(repr, names))}."
+            )
+        return dict(zip(names, values))
+
+    def _check_masks(self, masks, targets):
+        unknown = [t for t in masks if t not in self.trained and t not in targets]
+        if unknown:
+            raise ValueError(
+                f"There is a mask for {unknown[0]!r}, which has no loss; the losses "
+                f"are for {', '.join(map(repr, self.trained))}."
+            )
+
+
+def _check_signs(whose, mask):
+    """Raises `ValueError` for an array that is no mask and no weights."""
+    if isinstance(mask, np.ndarray) and not (mask >= 0).all():
+        raise ValueError(
+            f"{whose} has values that are negative or NaN; it must be 0 where nothing "
+            "counts, and above 0 elsewhere."
+        )

@@ -1,0 +1,1 @@
+"""What leaves the training machine: predicted maps as files, and SavedModels."""

@@ -1,0 +1,355 @@
+"""The street itself: its plan, its ground and the buildings that line it."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from mtl_keras.streets.objects import MINERAL, PAINTED, PLANT, add_tree
+from mtl_keras.streets.surfaces import (
+    BRICK,
+    GRAIN,
+    LEAF,
+    PLAIN,
+    PLANKS,
+    SIDES,
+    SLABS,
+    UP,
+    Paint,
+    Pose,
+    Windows,
+    ellipse,
+    rectangle,
+    scaled,
+)
+
+FAR = 400.0  # end of the ground plane, metres
+KERB = 0.12  # height of the pavement, metres
+
+# Materials of the ground, with brightness and tints as in `street_objects`.
+ROAD = (
+    (0.05, 0.16),
+    ((1, 1, 1), (1, 1, 1), (1, 1, 1), (0.93, 1, 1.1), (1.1, 1, 0.88))
+    + ((1.3, 0.95, 0.75),),
+)
+PAVING = ((0.12, 0.45), ROAD[1] + ((1.35, 0.9, 0.75), (1.2, 1.05, 0.7)))
+
+# Chances of building, gap, park and hedge beside a street.
+FRONTAGES = {
+    "city": (0.88, 0.06, 0.03, 0.03),
+    "suburb": (0.55, 0.15, 0.13, 0.17),
+    "park": (0.2, 0.15, 0.4, 0.25),
+}
+
+
+class Street(NamedTuple):
+    """Plan of a street: curvature in 1/m, width of a lane, lanes per direction, and
+    for the left and the right side the distances in metres from the centre line to
+    the kerb, the end of the verge and the end of the pavement; `junctions` holds
+    the z range of a side street per side, or None."""
+
+    curvature: float
+    lane: float
+    lanes: int
+    kerb: tuple
+    verge: tuple
+    walk: tuple
+    junctions: tuple
+
+    def bend(self, z):
+        """Lateral position of the centre line at z."""
+        z = np.maximum(z, 0)
+        return self.curvature * np.where(z < 100, z * z / 2, 100 * z - 5000)
+
+    def upright(self, offset, z0, z1):
+        """Upright plane along the street from z0 to z1, and its length."""
+        x0, x1 = (float(self.bend(z)) + offset for z in (z0, z1))
+        length = math.hypot(x1 - x0, z1 - z0)
+        along = ((x1 - x0) / length, 0.0, (z1 - z0) / length)
+        return along + UP + (x0, 0.0, z0), length
+
+    def pose(self, offset, z, turn=0.0, base=0.0):
+        """Pose beside the centre line, heading along the street plus `turn`."""
+        heading = math.atan(self.curvature * min(max(z, 0.0), 100.0))
+        return Pose.of(float(self.bend(z)) + offset, base, z, heading + turn)
+
+
+def sample_street(rng):
+    """Draws the plan of a street; half of them are straight."""
+    lane = rng.uniform(2.9, 3.7)
+    lanes = 1 + int(rng.random() < 0.35)
+    parking = np.where(rng.random(2) < 0.5, 2.2, 0.3)
+    green = np.where(rng.random(2) < 0.3, rng.uniform(0.8, 3, 2), 0)
+    kerb = lane * lanes + parking
+    walk = kerb + green + rng.uniform(2, 5.5, 2)
+    starts = rng.uniform(12, 50, 2)
+    spans = [(start, start + rng.uniform(6, 10)) for start in starts.tolist()]
+    if rng.random() < 0.5:  # a crossroads rather than two side streets
+        spans[1] = spans[0]
+    junctions = tuple(span if rng.random() < 0.4 else None for span in spans)
+    curvature = rng.choice([-1, 1]) / rng.uniform(90, 400) * (rng.random() < 0.5)
+    edges = (tuple(edge.tolist()) for edge in (kerb, kerb + green, walk))
+    return Street(float(curvature), lane, lanes, *edges, junctions)
+
+
+def strip(street, inner, outer, start, end):
+    """Outline on the ground between two offsets from the centre line."""
+    steps = 2 if street.curvature == 0 else max(2, min(12, int((end - start) / 5)))
+    z = np.linspace(start, min(end, 100), steps)
+    z = np.append(z, end) if end > 100 else z
+    bend = street.bend(z)
+    edges = [np.stack([bend + inner, z], 1), np.stack([bend + outer, z], 1)[::-1]]
+    return np.concatenate(edges).tolist()
+
+
+def add_ground(scene, street):
+    """Road with its markings, then verge, pavement and kerb on both sides."""
+    rng = scene.rng
+    asphalt = scene.paint(
+        ROAD,
+        texture=SLABS if rng.random() < 0.15 else GRAIN,
+        tile=rng.uniform(1.5, 6),
+        contrast=rng.uniform(0.08, 0.25),
+        unmatched=rng.uniform(0.02, 0.22),
+    )
+    beyond = scene.identity("terrain" if rng.random() < 0.5 else "sidewalk")
+    scene.pave(rectangle(-FAR, -5, FAR, FAR), beyond, scene.paint(PLANT, texture=LEAF))
+    road = strip(street, -street.kerb[0], street.kerb[1], -5, FAR)
+    scene.pave(road, scene.identity("road"), asphalt)
+    add_markings(scene, street, asphalt)
+    for index in (0, 1):
+        add_roadside(scene, street, index, asphalt)
+
+
+def add_markings(scene, street, asphalt):
+    """Parking lanes, edge and centre lines, a zebra crossing, patches."""
+    rng, lane, lanes = scene.rng, street.lane, street.lanes
+    road, edge = scene.identity("road"), street.lane * street.lanes
+    white = rng.uniform(0.25, 0.8)
+    yellow = 0.4 if rng.random() < 0.15 else 0.95
+    line = asphalt._replace(color=(white, 0.95 * white, yellow * white))
+
+    def pave_line(offset, width, start, end):
+        outline = strip(street, offset - width / 2, offset + width / 2, start, end)
+        scene.pave(outline, road, line)
+
+    for index, side in enumerate(SIDES):
+        if street.kerb[index] > edge + 1 and rng.random() < 0.3:
+            outline = strip(street, side * edge, side * street.kerb[index], -5, 120)
+            paint = scene.paint(ROAD, texture=SLABS, tile=2)
+            scene.pave(outline, scene.identity("parking"), paint)
+        if rng.random() < 0.5:
+            pave_line(side * edge, 0.15, -5, 120)
+    dash, gap = rng.uniform(2, 4), rng.uniform(3, 6)
+    solid, dashed = rng.random(2) < (0.2, 0.85)
+    for offset in range(1 - lanes, lanes):
+        if offset == 0 and solid:
+            pave_line(0, 0.14, -5, 120)
+        elif dashed:
+            for z in np.arange(rng.uniform(1, 5), 75, dash + gap):
+                pave_line(offset * lane, 0.16, z, z + dash)
+    zebra = [span[0] - 4.5 for span in street.junctions if span]
+    if not zebra and rng.random() < 0.25:
+        zebra = [rng.uniform(8, 40)]
+    if zebra and rng.random() < 0.7:
+        for x in np.arange(-edge + 0.5, edge - 0.2, 1.0):
+            pave_line(x, 0.5, zebra[0], zebra[0] + 3.2)
+    for _ in range(rng.integers(4)):  # repairs and wet patches
+        x, z = rng.uniform(-lane, lane), rng.uniform(4, 40)
+        color = scaled(asphalt.color, rng.uniform(0.6, 1.3))
+        outline = ellipse(x, z, rng.uniform(0.4, 1.2), rng.uniform(0.5, 4), corners=7)
+        scene.pave(outline, road, asphalt._replace(color=color, unmatched=0.6))
+
+
+def add_roadside(scene, street, index, asphalt):
+    """Verge, pavement, kerb stones and a side street of one side."""
+    rng, side = scene.rng, SIDES[index]
+    kerb, verge, walk = (e[index] for e in (street.kerb, street.verge, street.walk))
+    slabs = scene.paint(
+        PAVING,
+        texture=SLABS if rng.random() < 0.7 else GRAIN,
+        tile=rng.uniform(1.5, 5),
+        contrast=rng.uniform(0.08, 0.3),
+        unmatched=0.1,
+    )
+    grass = scene.paint(PLANT, texture=LEAF, contrast=0.3, unmatched=0.05)
+    stone = slabs._replace(color=scene.color(PAVING))
+    sidewalk, terrain = scene.identity("sidewalk"), scene.identity("terrain")
+    junction = street.junctions[index]
+    spans = [(-5, FAR)]
+    if junction:
+        spans = [(junction[1], FAR), (-5, junction[0])]
+        x = float(street.bend(sum(junction) / 2))
+        left, right = sorted((x + side * kerb, x + side * FAR))
+        outline = rectangle(left, junction[0], right, junction[1])
+        scene.pave(outline, scene.identity("road"), asphalt)
+    layers = [(verge, walk + 1, sidewalk, slabs), (kerb, kerb + 0.18, sidewalk, stone)]
+    if verge > kerb:
+        layers.insert(0, (kerb, verge + 0.1, terrain, grass))
+    for start, end in spans:
+        for inner, outer, identity, paint in layers:
+            outline = strip(street, side * inner, side * outer, start, end)
+            scene.pave(outline, identity, paint, KERB)
+        steps = 2 if street.curvature == 0 else 9
+        ends = np.linspace(max(start, 0), min(end, 90), steps).tolist()
+        for z0, z1 in list(zip(ends[:-1], ends[1:]))[::-1]:
+            frame, length = street.upright(side * kerb, z0, z1)
+            scene.add(frame, rectangle(0, 0, length, KERB), sidewalk, stone)
+
+
+def add_frontage(scene, street, index, style):
+    """What lines the street on one side: houses, gaps, parks, hedges."""
+    rng, side = scene.rng, SIDES[index]
+    setback = rng.uniform(0, 5) if style == "suburb" else 0
+    line = street.walk[index] + setback
+    terrain = scene.identity("terrain")
+    if setback:
+        outline = strip(street, side * street.walk[index], side * (line + 1), -5, 150)
+        scene.pave(outline, terrain, scene.paint(PLANT, texture=LEAF), 0.1)
+    kinds = ["building", "gap", "park", "hedge"]
+    chances = FRONTAGES[style]
+    for start, end in frontage_spans(rng, street.junctions[index], style != "city"):
+        kind = kinds[rng.choice(4, p=chances)]
+        if end < 6:
+            continue
+        if kind == "building":
+            depth = rng.uniform(0, 2) if style == "suburb" else rng.uniform(0, 0.4)
+            add_building(scene, street, side, line + depth, start, end, style)
+            continue
+        if kind == "park":
+            outline = strip(street, side * line, side * (line + 30), start, end)
+            paint = scene.paint(PLANT, texture=LEAF, tile=4, contrast=0.3)
+            scene.pave(outline, terrain, paint, 0.1)
+        trees = rng.poisson({"park": 3, "gap": 1}.get(kind, 2))
+        if kind == "park":
+            kind = ["hedge", "gap"][rng.integers(2)]
+        if kind == "hedge":
+            add_hedge(scene, street, side * line, max(start, 1.0), end)
+        for _ in range(trees):
+            offset = side * (line + rng.uniform(2, 12))
+            pose = street.pose(offset, rng.uniform(max(start, 3), end))
+            add_tree(scene, pose, rng.uniform(4, 11))
+
+
+def frontage_spans(rng, junction, gaps):
+    """Stretches of z between the pieces of a frontage, free of the side street."""
+    spans, z = [], rng.uniform(-8, 2)
+    while z < 140:
+        end = z + rng.uniform(9, 26)
+        if junction and z < junction[1] and end > junction[0]:
+            if junction[0] - z < 5:
+                z = junction[1] + rng.uniform(0.5, 2)
+                continue
+            end = junction[0] - 1
+        spans.append((z, end))
+        z = end + (rng.uniform(1, 6) if gaps and rng.random() < 0.5 else 0)
+    return spans
+
+
+def add_building(scene, street, side, offset, z0, z1, style):
+    """A house: roof, the end towards the camera, and the facade along the street."""
+    rng = scene.rng
+    storeys = int(rng.integers(1, 4) if style == "suburb" else rng.integers(2, 8))
+    storey = rng.uniform(2.8, 3.8)
+    height = storey * storeys + rng.uniform(0.3, 1.2)
+    depth = rng.uniform(8, 14)
+    front, length = street.upright(side * offset, z0, z1)
+    along, corner = front[:3], front[6:]
+    back = (side * along[2], 0.0, -side * along[0])
+    x = corner[0] + (along[0] * length + back[0] * depth) / 2
+    z = corner[2] + (along[2] * length + back[2] * depth) / 2
+    scene.begin(Pose(x, 0.0, z, along[0], along[2]), depth / 2, length / 2, height)
+    building = scene.identity("building")
+    wall = scene.paint(
+        MINERAL,
+        texture=[PLAIN, PLAIN, BRICK, GRAIN, PLANKS][rng.integers(5)],
+        tile=rng.uniform(2, 4),
+        contrast=rng.uniform(0.05, 0.3),
+    )
+    end = rectangle(0, 0, depth, height)
+    ridge = rng.uniform(0.3, 0.7) * depth if rng.random() < 0.6 else 0
+    if ridge:
+        end.insert(3, (depth / 2, height + ridge))
+        slope = math.hypot(depth / 2, ridge)
+        up = (back[0] * depth / 2 / slope, ridge / slope, back[2] * depth / 2 / slope)
+        eave = (corner[0], height, corner[2])
+        toward = (scene.view.position[0] - corner[0]) * back[0] - corner[2] * back[2]
+        if ridge * toward < (scene.view.position[1] - height) * depth / 2:
+            roof = scene.paint(MINERAL, texture=BRICK, contrast=0.2)
+            scene.add(along + up + eave, rectangle(0, 0, length, slope), building, roof)
+    shops = rng.random() < 0.6
+    windows = Windows(
+        rng.uniform(1.6, 3.2), storey, rng.uniform(0.35, 0.75), rng.uniform(0.4, 0.65),
+        storey if shops else 0.6, rng.uniform(0, 99),
+    )  # fmt: skip
+    blank = None if rng.random() < 0.4 else windows
+    scene.add(back + UP + corner, end, building, wall, blank)
+    scene.add(front, rectangle(0, 0, length, height), building, wall, windows)
+    draw = scene.brush(front, building)
+    trim = wall._replace(color=scene.color(MINERAL))
+    draw(rectangle(0, height - 0.4, length, height), trim)
+    if shops:
+        add_ground_floor(scene, draw, length, storey, trim)
+
+
+def add_ground_floor(scene, draw, length, storey, trim):
+    """Shop windows under a sign, or doors and small windows."""
+    rng = scene.rng
+    glass = Paint(scaled(scene.color(MINERAL), 0.4), contrast=0.3, unmatched=0.3)
+    glass = glass._replace(glow=1.5 * (rng.random() < 0.3))
+    shop = rng.random() < 0.5
+    base = scene.paint(MINERAL, contrast=0.2)
+    draw(rectangle(0, 0, length, 0.5 + 0.5 * storey * shop), base)
+    pitch = rng.uniform(2.2, 4)
+    for s in np.arange(0.4, length - pitch, pitch).tolist():
+        if shop:
+            draw(rectangle(s, 0.5, s + 0.85 * pitch, 0.75 * storey), glass)
+        elif rng.random() < 0.3:
+            draw(rectangle(s, 0, s + 1.1, 2.2), trim)
+        else:
+            draw(rectangle(s, 1.0, s + 0.5 * pitch, 2.3), glass)
+    if shop:
+        sign = scene.paint(PAINTED, glow=0.3, tile=1.5, contrast=0.5)
+        draw(rectangle(0.2, 0.78 * storey, length - 0.2, storey), sign)
+
+
+def add_hedge(scene, street, offset, z0, z1):
+    """A hedge along the street."""
+    rng = scene.rng
+    height = rng.uniform(0.8, 2.2)
+    paint = scene.paint(PLANT, texture=LEAF, tile=rng.uniform(1.5, 3), contrast=0.35)
+    frame, length = street.upright(offset, z0, z1)
+    scene.begin(street.pose(offset, (z0 + z1) / 2), 0.3, length / 2, height)
+    s = np.linspace(length, 0, max(4, int(length / 0.7)))
+    top = np.stack([s, height + rng.normal(0, 0.15, len(s))], 1)
+    outline = rectangle(0, 0, length, height)[:2] + top.tolist()
+    scene.brush(frame, scene.identity("vegetation"))(outline, paint)
+
+
+def add_skyline(scene, street):
+    """Roofs and tree tops in the distance, perhaps a house that ends the street."""
+    rng = scene.rng
+    for z in (260, 190, 130) if rng.random() < 0.5 else (260, 190):
+        houses = rng.random() < 0.5
+        pose = Pose.of(float(street.bend(z)), 0.0, z, 0.0)
+        scene.begin(pose, 200, 0.5, 1)
+        s = np.linspace(-200, 200, 80)
+        t = rng.uniform(2, 8) + rng.gamma(3, 1.5, 80)
+        if houses:
+            t = np.repeat(t[::2], 2)
+            s[1::2] = np.append(s[2::2], 200)
+        outline = np.stack([s, t], 1).tolist() + [(200, 0), (-200, 0)]
+        identity = scene.identity("building" if houses else "vegetation")
+        material = MINERAL if houses else PLANT
+        paint = scene.paint(material, texture=LEAF, tile=12, contrast=0.3)
+        windows = Windows(4.0, 3.5, 0.4, 0.5, 1.0, z) if houses else None
+        scene.add(pose.across(0), outline, identity, paint, windows)
+    if rng.random() < 0.25:
+        pose = street.pose(0.0, rng.uniform(70, 125))
+        width, storeys = rng.uniform(15, 40), int(rng.integers(2, 6))
+        scene.begin(pose, width, 5, 3.2 * storeys)
+        wall = scene.paint(MINERAL, texture=BRICK, contrast=0.15)
+        outline = rectangle(-width, 0, width, 3.2 * storeys + 0.5)
+        windows = Windows(2.6, 3.2, 0.5, 0.5, 1.0, pose.z)
+        building = scene.identity("building")
+        scene.add(pose.across(0), outline, building, wall, windows)

@@ -1,0 +1,237 @@
+"""The tasks and the metrics: a row for each, from which all else is derived.
+
+A further task of street scenes is a row here, an encoder of its targets in
+`data.pipelines.ENCODERS` and a painter of its maps in `figures.maps.PAINTERS`.
+
+Losses and metrics are made by functions: options and recipes need the names alone,
+and do not wait for Keras.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from mtl_keras.cityscapes import LABEL_SETS
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What there is to know of a task.
+
+    Attributes:
+        kind: str, what it is a task of: `"scenes"` or `"small_images"`.
+        channels: int, those of the output; `None` for one per class.
+        make_loss: function without arguments that returns a `keras.losses.Loss`.
+        metrics: names of its metrics; `{task}/{name}` is a key of `METRICS`. By the
+            first one sweeps, progress and the best checkpoint go.
+        likelihood: str, its likelihood under learned weights, if no other is given.
+        constant: str, what a predictor says that does not look at the image:
+            `"majority"` (the most frequent class), `"zero"`, `"median"` (of all
+            values) or `"median_image"` (pixel by pixel).
+        color: str, of its curves.
+        labels: kinds of label files, of `cityscapes.FILES`, that targets are made
+            from.
+        optional_labels: kinds that are used where there are some, and what follows
+            if there are none.
+    """
+
+    kind: str
+    channels: int | None
+    make_loss: Callable
+    metrics: tuple[str, ...]
+    likelihood: str
+    constant: str
+    color: str
+    labels: tuple[str, ...] = ()
+    optional_labels: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """What there is to know of a metric.
+
+    Attributes:
+        header: str, what its column in a table is headed with, the unit included.
+        make: function of the name of a label set that returns a
+            `keras.metrics.Metric`; `None` for what Keras does not compute.
+        factor: float, from the metric to the unit of its column.
+        higher_is_better: bool.
+    """
+
+    header: str
+    make: Callable | None
+    factor: float = 1.0
+    higher_is_better: bool = False
+
+
+def _cross_entropy():
+    import keras
+
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def _absolute_error():
+    import keras
+
+    return keras.losses.MeanAbsoluteError()
+
+
+def _l1_norm():
+    from mtl_keras.losses import L1Norm
+
+    return L1Norm()
+
+
+def _mean_iou(label_set):
+    from mtl_keras.metrics import EvaluatedMeanIoU
+
+    return EvaluatedMeanIoU(label_set)
+
+
+def _mean_l2(label_set):
+    import keras
+
+    from mtl_keras.metrics import euclidean_error
+
+    return keras.metrics.MeanMetricWrapper(euclidean_error, name="mean_l2")
+
+
+def _of_keras(class_name, name):
+    def make(label_set):
+        import keras
+
+        return getattr(keras.metrics, class_name)(name=name)
+
+    return make
+
+
+_accuracy = _of_keras("SparseCategoricalAccuracy", "accuracy")
+_pixel_accuracy = _of_keras("SparseCategoricalAccuracy", "pixel_accuracy")
+_mean_abs = _of_keras("MeanAbsoluteError", "mean_abs")
+_rms = _of_keras("RootMeanSquaredError", "rms")
+
+
+TASKS = {
+    "semantic": Task(
+        kind="scenes",
+        labels=("semantic",),
+        channels=None,
+        make_loss=_cross_entropy,
+        metrics=("miou", "pixel_accuracy"),
+        likelihood="softmax",
+        constant="majority",
+        color="#0072b2",
+    ),
+    "instance": Task(
+        kind="scenes",
+        labels=("instance",),
+        channels=2,
+        make_loss=_l1_norm,  # |dy| + |dx|: the paper, section 4
+        metrics=("mean_abs", "mean_l2", "rms"),
+        likelihood="gaussian",
+        constant="zero",
+        color="#d55e00",
+    ),
+    "depth": Task(
+        kind="scenes",
+        labels=("disparity",),
+        # No stereo matcher sees the sky; where the labels have it, it counts as 0.
+        optional_labels={"semantic": "the sky is masked in the targets of depth"},
+        channels=1,
+        make_loss=_absolute_error,
+        metrics=("mean_abs", "rms"),
+        likelihood="gaussian",
+        constant="median",
+        color="#009e73",
+    ),
+    "class": Task(
+        kind="small_images",
+        channels=None,
+        make_loss=_cross_entropy,
+        metrics=("accuracy",),
+        likelihood="softmax",
+        constant="majority",
+        color="#0072b2",
+    ),
+    "reconstruction": Task(
+        kind="small_images",
+        channels=1,
+        make_loss=_absolute_error,
+        metrics=("mean_abs", "rms"),
+        likelihood="gaussian",
+        constant="median_image",
+        color="#d55e00",
+    ),
+}
+
+# Errors of offsets and depth are in pixels, those of a reconstruction in grey values of
+# 0..1, all others shares of 1.
+METRICS = {
+    "semantic/miou": Metric("mIoU %", _mean_iou, 100.0, higher_is_better=True),
+    "semantic/pixel_accuracy": Metric(
+        "pixel accuracy %", _pixel_accuracy, 100.0, higher_is_better=True
+    ),
+    "instance/mean_abs": Metric("instance mean abs px", _mean_abs),
+    "instance/mean_l2": Metric("instance mean L2 px", _mean_l2),
+    "instance/rms": Metric("instance RMS px", _rms),
+    "instance/ap": Metric("AP %", None, 100.0, higher_is_better=True),
+    "instance/ap50": Metric("AP50 %", None, 100.0, higher_is_better=True),
+    "depth/mean_abs": Metric("depth mean abs px", _mean_abs),
+    "depth/rms": Metric("depth RMS px", _rms),
+    "class/accuracy": Metric("accuracy %", _accuracy, 100.0, higher_is_better=True),
+    "reconstruction/mean_abs": Metric("reconstruction mean abs", _mean_abs),
+    "reconstruction/rms": Metric("reconstruction RMS", _rms),
+}
+
+
+def tasks_of(kind):
+    """The tasks of a kind, in their order."""
+    return tuple(name for name, task in TASKS.items() if task.kind == kind)
+
+
+def channels_of(task, num_classes):
+    """The channels of a task's output."""
+    channels = TASKS[task].channels
+    return num_classes if channels is None else channels
+
+
+def make_losses(tasks):
+    """The losses of tasks, `{task: keras.losses.Loss}`.
+
+    `semantic` and `class`: cross entropy. `instance`: `|dy| + |dx|`. `depth` and
+    `reconstruction`: absolute error.
+    """
+    return {task: TASKS[task].make_loss() for task in tasks}
+
+
+def make_metrics(task, label_set="train_ids"):
+    """The metrics of a task, a list of `keras.metrics.Metric`.
+
+    `semantic`: `miou` and `pixel_accuracy`, 0..1. `instance`: `mean_abs` of the
+    components, `mean_l2` of the vectors and `rms` of the components, in pixels.
+    `depth`: `mean_abs` and `rms`, in pixels of disparity. `class`: `accuracy`, 0..1.
+    `reconstruction`: `mean_abs` and `rms`, of grey values in 0..1.
+
+    Args:
+        task: str, a key of `TASKS`.
+        label_set: str, a key of `cityscapes.LABEL_SETS`: what the class indices of
+            `semantic` mean.
+    """
+    if label_set not in LABEL_SETS:
+        raise ValueError(
+            f"Unknown label set {label_set!r}; choose from {', '.join(LABEL_SETS)}."
+        )
+    rows = [METRICS[f"{task}/{name}"] for name in TASKS[task].metrics]
+    return [row.make(label_set) for row in rows]
+
+
+def main_metric(task):
+    """The key in `METRICS` of the metric that a task is judged by first."""
+    return f"{task}/{TASKS[task].metrics[0]}"
+
+
+def best_metric(tasks):
+    """The key in `METRICS` of the metric whose best value makes the best checkpoint:
+    the main one of the first task that has a share of right answers, else that of
+    the first task."""
+    main = [main_metric(task) for task in tasks]
+    return next((key for key in main if METRICS[key].higher_is_better), main[0])
