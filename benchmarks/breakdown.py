@@ -49,6 +49,7 @@ PARTS = {
     "other layers": r".*",
 }
 OPTIMIZER, LOSSES = "optimizer", "losses and the rest"
+ADAM = ("fused_adam/", "adam/")  # the scopes of ours and of Keras's own
 DIRECTIONS = ("forward", "backward and update")
 COLUMNS = (*DIRECTIONS, "flops")
 NUM_OPS = 15  # rows of the table of ops
@@ -62,7 +63,7 @@ def find_part(op_name, layers):
                 return next(
                     p for p, names in PARTS.items() if re.fullmatch(names, layer)
                 )
-    return OPTIMIZER if op_name.startswith("adam/") else LOSSES
+    return OPTIMIZER if op_name.startswith(ADAM) else LOSSES
 
 
 def profile(run, count):
@@ -126,7 +127,7 @@ def measure(variant, count):
 
 
 def find_direction(op_name):
-    is_later = op_name.startswith(("gradient_tape/", "AddN", "adam/"))
+    is_later = op_name.startswith(("gradient_tape/", "AddN", *ADAM))
     return DIRECTIONS[is_later]
 
 

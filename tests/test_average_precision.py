@@ -457,7 +457,7 @@ def test_evaluate_instances(tmp_path):
     write_cityscapes_tree(
         tree, {"train": 4, "val": 3, "test": 2}, (64, 128), progress=False
     )
-    root = pathlib.Path(average_precision.__file__).parents[1]
+    root = pathlib.Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root)}
 
     def call(script, *arguments):

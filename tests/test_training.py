@@ -1356,7 +1356,7 @@ np.savez(path, backend=keras.backend.backend(), **logs, **moved)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "policy, of_losses, of_weights",
-    [("float32", 1e-5, 2e-5), ("mixed_bfloat16", 2e-2, 0.2)],
+    [("float32", 1e-5, 2e-5), ("mixed_bfloat16", 2e-2, 0.35)],
 )
 def test_tensorflow_and_jax_train_alike(policy, of_losses, of_weights, tmp_path):
     """From the same weights, on the same arrays, to the same losses and weights.
@@ -1383,13 +1383,16 @@ def test_tensorflow_and_jax_train_alike(policy, of_losses, of_weights, tmp_path)
     found, expected = results
     assert found.keys() == expected.keys() and len(found) > 100
     for name, value in expected.items():
-        if policy != "float32" and name.endswith("bias"):
-            continue  # JAX on CPUs sums their gradients over the pixels in bfloat16
-        # How far each weight has moved, compared with the farthest of its array; and
-        # a few units in the last place of a weight of 1.
         tolerance = of_losses if name.startswith("log ") else of_weights
-        atol = tolerance * np.abs(value).max() + 5e-7
-        np.testing.assert_allclose(found[name], value, rtol=0, atol=atol, err_msg=name)
+        difference, size = np.abs(found[name] - value), np.abs(value)
+        if policy == "float32":
+            # How far each weight has moved, compared with the farthest of its array;
+            # and a few units in the last place of a weight of 1.
+            assert difference.max() <= tolerance * size.max() + 5e-7, name
+        elif not name.endswith("bias"):
+            # JAX on CPUs sums the gradients of biases over the pixels in bfloat16.
+            norm = np.linalg.norm
+            assert norm(difference) <= tolerance * norm(size) + 5e-7, name
 
 
 @tensorflow_only
