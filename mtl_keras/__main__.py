@@ -8,7 +8,7 @@ from mtl_keras.commands.console import run_command
 COMMANDS = ("train", "evaluate")
 
 
-def main(command=None):
+def main(command: str | None = None) -> None:
     """Runs a command with the arguments of the process.
 
     Args:

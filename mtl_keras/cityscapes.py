@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mtl_keras.hints import PathLike, Tensor
+
 
 class Label(NamedTuple):
     """One row of the official label table.
@@ -120,7 +122,9 @@ FILES = {
 }
 
 
-def frame_path(root, split, frame_id, kind, city=None):
+def frame_path(
+    root: PathLike, split: str, frame_id: str, kind: str, city: str | None = None
+) -> pathlib.Path:
     """Path of one file of a frame.
 
     Args:
@@ -136,7 +140,7 @@ def frame_path(root, split, frame_id, kind, city=None):
     return pathlib.Path(root) / folder / split / city / (frame_id + ending)
 
 
-def encode_disparity(disparity):
+def encode_disparity(disparity: np.ndarray) -> np.ndarray:
     """Disparity in pixels as `*_disparity.png` codes it, `256 d + 1`, in uint16.
 
     0 is left for pixels without a disparity; what 16 bits do not hold is clipped.
@@ -145,13 +149,13 @@ def encode_disparity(disparity):
     return np.clip(coded, 1, 2**16 - 1).astype(np.uint16)
 
 
-def decode_disparity(coded):
+def decode_disparity(coded: Tensor) -> Tensor:
     """Disparity in pixels of what `encode_disparity` made, as floats, of arrays or
     tensors of floats; it means nothing where the code is 0."""
     return (coded - 1.0) / DISPARITY_STEPS
 
 
-def labels_of(label_set):
+def labels_of(label_set: str) -> tuple[Label, ...]:
     """The labels of a label set, a class each, in the order of the class indices.
 
     Raises:
@@ -164,12 +168,12 @@ def labels_of(label_set):
     return LABEL_SETS[label_set]
 
 
-def label_id_table(label_set):
+def label_id_table(label_set: str) -> np.ndarray:
     """Label id of every class index of a label set, `(num_classes,)` uint8."""
     return np.array([label.id for label in labels_of(label_set)], np.uint8)
 
 
-def class_index_table(label_set):
+def class_index_table(label_set: str) -> np.ndarray:
     """Class index of every label id, `(256,)` int32, -1 where there is none."""
     table = np.full(256, -1, np.int32)
     ids = label_id_table(label_set)
@@ -177,7 +181,7 @@ def class_index_table(label_set):
     return table
 
 
-def evaluated_index_table(label_set):
+def evaluated_index_table(label_set: str) -> np.ndarray:
     """Index 0..18 among the evaluated classes of every class index of a label
     set, `(num_classes,)` int32, -1 for the classes the evaluation ignores."""
     return np.array(
@@ -186,7 +190,7 @@ def evaluated_index_table(label_set):
     )
 
 
-def color_table(label_set="label_ids"):
+def color_table(label_set: str = "label_ids") -> np.ndarray:
     """Official colour of every class index of a label set, `(num_classes, 3)` uint8
     RGB; by default, of every label id."""
     return np.array([label.color for label in labels_of(label_set)], np.uint8)

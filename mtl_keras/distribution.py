@@ -3,11 +3,15 @@
 JAX needs nothing of this: under `keras.distribution` its arrays are global already.
 """
 
+from typing import Any
+
 import keras
 from keras import ops
 
+from mtl_keras.hints import Tensor
 
-def replica_context():
+
+def replica_context() -> Any:
     """The replica that TensorFlow traces or runs now, `None` if it is the only one."""
     if keras.backend.backend() != "tensorflow":
         return None
@@ -18,19 +22,19 @@ def replica_context():
     return tf.distribute.get_replica_context()  # None outside of `strategy.run`
 
 
-def num_replicas():
+def num_replicas() -> int:
     """How many replicas share the batch."""
     context = replica_context()
     return context.num_replicas_in_sync if context else 1
 
 
-def sum_over_replicas(value):
+def sum_over_replicas(value: Tensor) -> Tensor:
     """The sum of a scalar over the replicas."""
     context = replica_context()
     return context.all_reduce("SUM", value) if context else value
 
 
-def mean_over_replicas(total, count):
+def mean_over_replicas(total: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of which every replica holds a part.
 
     Its value is `sum(total) / sum(count)`, the same on all replicas, and 0 without an

@@ -3,10 +3,13 @@ dilated convolution."""
 
 import functools
 from numbers import Integral
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+
+from mtl_keras.hints import Size, Tensor
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
@@ -42,23 +45,27 @@ class BilinearResize(keras.layers.Layer):
     [0.0, 1.0, 2.0, 2.0]
     """
 
-    def __init__(self, target_size, half_pixel_centers=False, **kwargs):
+    def __init__(
+        self, target_size: Size, half_pixel_centers: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.target_size = _pair("target_size", target_size)
         self.half_pixel_centers = half_pixel_centers
         self.input_spec = keras.InputSpec(ndim=4)
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         _static_size(input_shape)
 
-    def call(self, images):
+    def call(self, images: Tensor) -> Tensor:
         resized = _resize(images, self.target_size, self.half_pixel_centers)
         return ops.cast(resized, self.compute_dtype)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
         return (input_shape[0], *self.target_size, input_shape[-1])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "target_size": self.target_size,
@@ -119,21 +126,21 @@ class ResizeConv2D(keras.layers.Layer):
 
     def __init__(
         self,
-        filters,
-        kernel_size,
-        target_size,
-        half_pixel_centers=False,
-        activation=None,
-        use_bias=True,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        activity_regularizer=None,
-        kernel_constraint=None,
-        bias_constraint=None,
-        **kwargs,
-    ):
+        filters: int,
+        kernel_size: int | Size,
+        target_size: Size,
+        half_pixel_centers: bool = False,
+        activation: Any = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        bias_constraint: Any = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
         if filters <= 0:
             raise ValueError(f"`filters` must be positive. Received: {filters}")
@@ -156,7 +163,7 @@ class ResizeConv2D(keras.layers.Layer):
         self.bias_constraint = keras.constraints.get(bias_constraint)
         self.input_spec = keras.InputSpec(ndim=4)
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         _static_size(input_shape)
         channels = input_shape[-1]
         self.input_spec = keras.InputSpec(ndim=4, axes={-1: channels})
@@ -177,7 +184,7 @@ class ResizeConv2D(keras.layers.Layer):
                 constraint=self.bias_constraint,
             )
 
-    def call(self, images):
+    def call(self, images: Tensor) -> Tensor:
         height, width = _static_size(images.shape)
         if np.prod(self.target_size) > height * width:
             outputs = self._convolve_then_resize(images)
@@ -215,10 +222,12 @@ class ResizeConv2D(keras.layers.Layer):
             data_format="channels_last",
         )
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
         return (input_shape[0], *self.target_size, self.filters)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "filters": self.filters,
@@ -283,7 +292,13 @@ class AtrousConv2D(keras.layers.Conv2D):
     True
     """
 
-    def __init__(self, filters, kernel_size, dilation_rate=1, **kwargs):
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | Size,
+        dilation_rate: int | Size = 1,
+        **kwargs: Any,
+    ) -> None:
         kwargs = {"padding": "same", "data_format": "channels_last", **kwargs}
         super().__init__(filters, kernel_size, dilation_rate=dilation_rate, **kwargs)
         if not all(size % 2 for size in self.kernel_size):
@@ -303,11 +318,11 @@ class AtrousConv2D(keras.layers.Conv2D):
                     f"`{name}` must be {value!r}. Received: {name}={kwargs[name]!r}"
                 )
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         _static_size(input_shape)
         super().build(input_shape)
 
-    def convolution_op(self, inputs, kernel):
+    def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         height, width = _static_size(inputs.shape)
         channels = inputs.shape[-1]
         dtype = keras.backend.result_type(inputs.dtype, "float32")
@@ -364,7 +379,9 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     [1.0]
     """
 
-    def call(self, inputs, training=None, mask=None):
+    def call(
+        self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         if mask is not None or not self._suits_the_kernel(inputs):
             return super().call(inputs, training=training, mask=mask)
         import tensorflow as tf  # here alone: the module has to do without

@@ -1,12 +1,15 @@
 """Losses of single elements, summed where a mask says that they count."""
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops, tree
 from keras.src.backend import get_keras_mask  # has no public name
 
 from mtl_keras.distribution import mean_over_replicas, num_replicas
+from mtl_keras.hints import Tensor
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
@@ -45,7 +48,7 @@ class MaskedLoss(keras.losses.Loss):
     3.0
     """
 
-    def __init__(self, loss, name=None, **kwargs):
+    def __init__(self, loss: Any, name: str | None = None, **kwargs: Any) -> None:
         kwargs.pop("reduction", None)
         loss = get_loss(loss, "MaskedLoss")
         super().__init__(
@@ -55,17 +58,19 @@ class MaskedLoss(keras.losses.Loss):
         )
         self.loss = loss
 
-    def __call__(self, y_true, y_pred, sample_weight=None):
+    def __call__(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
+    ) -> Tensor:
         total, weight, _ = sum_loss(self.loss, y_true, y_pred, sample_weight, self.name)
         mean, _ = mean_over_replicas(total, weight)
         return mean / num_replicas()  # Keras adds up the losses of the replicas
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         return {**config, "loss": keras.saving.serialize_keras_object(self.loss)}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "MaskedLoss":
         loss = keras.saving.deserialize_keras_object(config.pop("loss"))
         return cls(loss, **config)
 
@@ -93,10 +98,10 @@ class L1Norm(keras.losses.Loss):
      - [Kendall et al., 2018](https://arxiv.org/abs/1705.07115), section 4.2
     """
 
-    def __init__(self, name="l1_norm", **kwargs):
+    def __init__(self, name: str = "l1_norm", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         return ops.sum(ops.abs(y_true - y_pred), axis=-1)
 
 
@@ -104,24 +109,26 @@ class L1Norm(keras.losses.Loss):
 class FunctionLoss(keras.losses.Loss):
     """A function of targets and predictions that returns a value per element."""
 
-    def __init__(self, fn, name=None, **kwargs):
+    def __init__(
+        self, fn: Callable[..., Tensor], name: str | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(name=name or getattr(fn, "__name__", None), **kwargs)
         self.fn = fn
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         return self.fn(y_true, y_pred)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         return {**config, "fn": keras.saving.serialize_keras_object(self.fn)}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "FunctionLoss":
         fn = keras.saving.deserialize_keras_object(config.pop("fn"))
         return cls(fn, **config)
 
 
-def get_loss(identifier, whose):
+def get_loss(identifier: Any, whose: str) -> Callable[..., Tensor]:
     """What Keras takes for a loss, as something that `sum_loss` can sum.
 
     Args:
@@ -157,7 +164,7 @@ def get_loss(identifier, whose):
     return loss
 
 
-def serialize_loss(loss):
+def serialize_loss(loss: Any) -> Any:
     """A loss with all of its options; Keras forgets some, as the `delta` of `Huber`."""
     serialized = keras.saving.serialize_keras_object(loss)
     if isinstance(loss, keras.losses.Loss):
@@ -166,7 +173,13 @@ def serialize_loss(loss):
     return serialized
 
 
-def sum_loss(loss, y_true, y_pred, mask=None, whose="the task"):
+def sum_loss(
+    loss: Any,
+    y_true: Tensor,
+    y_pred: Tensor,
+    mask: Tensor | None = None,
+    whose: str = "the task",
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sums a loss over the valid elements of a batch.
 
     An element is what the predictions have channels for: a sample, a step of a
@@ -222,14 +235,14 @@ def sum_loss(loss, y_true, y_pred, mask=None, whose="the task"):
 
 
 def align(
-    y_true,
-    y_pred,
-    mask=None,
-    whose="the task",
-    dtype=None,
-    ignore_class=None,
-    keep_finite=False,
-):
+    y_true: Tensor,
+    y_pred: Tensor,
+    mask: Tensor | None = None,
+    whose: str = "the task",
+    dtype: str | None = None,
+    ignore_class: int | None = None,
+    keep_finite: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Brings targets, predictions and mask of a task into step.
 
     Args:
@@ -408,7 +421,7 @@ def _count(weights):
     return ops.sum(ops.cast(weights > 0, weights.dtype))
 
 
-def as_float(values):
+def as_float(values: Tensor) -> Tensor:
     """Values in float32, or float64 if that is what they have: sums and counts need
     it."""
     values = ops.convert_to_tensor(values)
@@ -437,7 +450,7 @@ def _takes_weights(function):
     return len(required) > 2 or any(p.name == "sample_weight" for p in parameters)
 
 
-def first_line(error):
+def first_line(error: Exception) -> str:
     """What an exception says, without the pages that Keras and TensorFlow add."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

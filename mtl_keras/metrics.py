@@ -4,11 +4,15 @@ Sums and counts live in the metrics' weights, so the scores do not depend on how
 split is cut into batches.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
 from mtl_keras.cityscapes import EVALUATED, evaluated_index_table
+from mtl_keras.hints import Tensor
 from mtl_keras.losses import first_line
 
 
@@ -32,7 +36,7 @@ class EvaluatedMeanIoU(keras.metrics.IoU):
        [cityscapesScripts](https://github.com/mcordts/cityscapesScripts)
     """
 
-    def __init__(self, label_set, name="miou", **kwargs):
+    def __init__(self, label_set: str, name: str = "miou", **kwargs: Any) -> None:
         super().__init__(
             num_classes=len(EVALUATED) + 1,  # the last one: any ignored class
             target_class_ids=range(len(EVALUATED)),
@@ -43,7 +47,9 @@ class EvaluatedMeanIoU(keras.metrics.IoU):
         table = evaluated_index_table(label_set)
         self._table = np.where(table < 0, len(EVALUATED), table)
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
+    ) -> None:
         table = ops.convert_to_tensor(self._table, "int32")
         y_true = ops.cast(y_true, "int32")
         # 255 and -1, the usual marks of pixels without a label, are no class.
@@ -56,7 +62,7 @@ class EvaluatedMeanIoU(keras.metrics.IoU):
             counts = ops.logical_and(counts, ops.reshape(valid, ops.shape(counts)))
         return super().update_state(y_true, y_pred, ops.cast(counts, "int32"))
 
-    def result(self):
+    def result(self) -> Tensor:
         # Keras's adds an epsilon, so that a perfect prediction has less than 1.
         hits = ops.diagonal(self.total_cm)
         union = ops.sum(self.total_cm, axis=0) + ops.sum(self.total_cm, axis=1) - hits
@@ -65,7 +71,7 @@ class EvaluatedMeanIoU(keras.metrics.IoU):
         iou = ops.cast(hits, "float32") / ops.cast(ops.maximum(union, 1), "float32")
         return ops.sum(iou) / ops.maximum(ops.sum(occurs), 1.0)
 
-    def per_class_iou(self):
+    def per_class_iou(self) -> dict[str, float | None]:
         """`{class name: IoU}`; `None` for a class that neither occurs nor is
         predicted."""
         matrix = ops.convert_to_numpy(self.total_cm).astype(np.int64)
@@ -76,11 +82,11 @@ class EvaluatedMeanIoU(keras.metrics.IoU):
             for i, label in enumerate(EVALUATED)
         }
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"label_set": self.label_set, "name": self.name}
 
 
-def euclidean_error(y_true, y_pred):
+def euclidean_error(y_true: Tensor, y_pred: Tensor) -> Tensor:
     """The length of the difference of vectors, `(...)` of `(..., n)`."""
     return ops.sqrt(ops.sum(ops.square(y_true - y_pred), axis=-1))
 
@@ -88,19 +94,21 @@ def euclidean_error(y_true, y_pred):
 class Lowest(keras.metrics.Metric):
     """The lowest of the values below 0, and 0."""
 
-    def __init__(self, name, **kwargs):
+    def __init__(self, name: str, **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
         self.lowest = self.add_variable((), "zeros", name="lowest")
 
-    def update_state(self, value):
+    def update_state(self, value: Tensor) -> None:
         value = ops.cast(ops.stop_gradient(value), self.lowest.dtype)
         self.lowest.assign(ops.minimum(self.lowest, value))
 
-    def result(self):
+    def result(self) -> Tensor:
         return ops.convert_to_tensor(self.lowest)
 
 
-def get_metrics(task, metrics, loss=None):
+def get_metrics(
+    task: str, metrics: Any, loss: Any = None
+) -> list[keras.metrics.Metric]:
     """What Keras takes for metrics of an output, as a list of `keras.metrics.Metric`.
 
     Args:
@@ -161,7 +169,10 @@ def _choose_accuracy(task, loss):
     )
 
 
-def build_metrics(task_metrics, outputs):
+def build_metrics(
+    task_metrics: Mapping[str, Sequence[keras.metrics.Metric]],
+    outputs: Mapping[str, Tensor],
+) -> None:
     """Lets metrics that make their variables at first use, such as `R2Score`, do so:
     in a step of JAX it is too late."""
     for task, metrics in task_metrics.items():
@@ -175,7 +186,9 @@ def build_metrics(task_metrics, outputs):
                 metric.reset_state()
 
 
-def check_metrics_built(task_metrics):
+def check_metrics_built(
+    task_metrics: Mapping[str, Sequence[keras.metrics.Metric]],
+) -> None:
     """Raises `ValueError` for metrics that want to make variables in a step of JAX."""
     if keras.backend.backend() != "jax":
         return
@@ -189,9 +202,9 @@ def check_metrics_built(task_metrics):
                 )
 
 
-def check_metrics(task_metrics):
+def check_metrics(task_metrics: Mapping[str, Sequence[keras.metrics.Metric]]) -> None:
     """Raises `ValueError` if two metrics would be one, or share a name in the logs."""
-    owners = {}
+    owners: dict = {}
     for task, metrics in task_metrics.items():
         names = ["loss", "sigma", "weight"]
         for metric in metrics:

@@ -1,11 +1,14 @@
 """The networks: dilated ResNets and the architectures on top of them, and a small
 encoder and decoder."""
 
+from collections.abc import Sequence
+
 import keras
 from keras import ops
 
 from mtl_keras.architectures import ARCHITECTURES, BACKBONES, DECODERS
 from mtl_keras.errors import UserError
+from mtl_keras.hints import Size, Tensor
 from mtl_keras.layers import (
     AtrousConv2D,
     BilinearResize,
@@ -25,14 +28,14 @@ IMAGENET_BGR_MEAN = (103.939, 116.779, 123.68)
 
 
 def build_network(
-    architecture="mtl",
-    backbone="resnet101",
-    image_size=(128, 256),
-    num_classes=34,
-    tasks=("semantic", "instance", "depth"),
-    weights=None,
-    decoder="resize_conv",
-):
+    architecture: str = "mtl",
+    backbone: str = "resnet101",
+    image_size: Size = (128, 256),
+    num_classes: int = 34,
+    tasks: Sequence[str] = ("semantic", "instance", "depth"),
+    weights: str | None = None,
+    decoder: str = "resize_conv",
+) -> keras.Model:
     """Builds the multi-task network.
 
     `mtl` is the network of the first public code: a ResNet v1 dilated to output
@@ -105,7 +108,7 @@ def build_network(
     return network
 
 
-def apply_backbone(image, backbone, output_stride=8):
+def apply_backbone(image: Tensor, backbone: str, output_stride: int = 8) -> Tensor:
     """Applies a ResNet v1 to RGB images in 0..255.
 
     Layers are named as in `keras.applications`. Where the stride stops growing,
@@ -154,7 +157,9 @@ def apply_backbone(image, backbone, output_stride=8):
     return x
 
 
-def apply_block(x, width, strides, dilation, project, name):
+def apply_block(
+    x: Tensor, width: int, strides: int, dilation: int, project: bool, name: str
+) -> Tensor:
     """Applies a bottleneck block: 1x1, 3x3 and 1x1 convolution, and a shortcut,
     which is projected to the block's 4 * `width` channels if `project` is set."""
     shortcut = x
@@ -177,7 +182,9 @@ def apply_block(x, width, strides, dilation, project, name):
     return keras.layers.ReLU(name=f"{name}_out")(x)
 
 
-def apply_mtl_head(x, task, width, channels, image_size):
+def apply_mtl_head(
+    x: Tensor, task: str, width: int, channels: int, image_size: Size
+) -> Tensor:
     """Applies a head of `mtl`, resizing the features unless they have the image size
     already."""
     if tuple(x.shape[1:3]) == tuple(image_size):
@@ -194,7 +201,7 @@ def apply_mtl_head(x, task, width, channels, image_size):
     return keras.layers.Conv2D(channels, 1, dtype="float32", name=task)(x)
 
 
-def apply_aspp(x, width):
+def apply_aspp(x: Tensor, width: int) -> Tensor:
     """Applies Atrous Spatial Pyramid Pooling (DeepLabv3, arXiv 1706.05587, 3.3).
 
     A 1x1 convolution, a 3x3 convolution at each of `ASPP_RATES` and the mean of the
@@ -223,7 +230,9 @@ def apply_aspp(x, width):
     return keras.layers.Concatenate(name="aspp_concat")(branches)
 
 
-def apply_kendall_head(x, task, width, channels, image_size):
+def apply_kendall_head(
+    x: Tensor, task: str, width: int, channels: int, image_size: Size
+) -> Tensor:
     """Applies a head of `kendall`: 3x3 convolution, batch normalization and ReLU,
     1x1 convolution, resize.
 
@@ -245,7 +254,7 @@ def apply_kendall_head(x, task, width, channels, image_size):
     return BilinearResize(image_size, dtype="float32", name=task)(x)
 
 
-def load_imagenet_weights(network, backbone):
+def load_imagenet_weights(network: keras.Model, backbone: str) -> None:
     """Copies the ImageNet weights of `keras.applications` into the backbone.
 
     Raises:
@@ -270,7 +279,11 @@ def load_imagenet_weights(network, backbone):
             network.get_layer(layer.name).set_weights(layer.get_weights())
 
 
-def build_small_network(image_size, num_classes=10, tasks=("class", "reconstruction")):
+def build_small_network(
+    image_size: Size,
+    num_classes: int = 10,
+    tasks: Sequence[str] = ("class", "reconstruction"),
+) -> keras.Model:
     """Builds an encoder with a classifier and a decoder on its code.
 
     Kernels and widths are those of the larger convolutional network of the Oxford

@@ -1,9 +1,13 @@
 """Adam in one operation per weight, and a learning rate of their own for the sigmas."""
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
+
+from mtl_keras.hints import Tensor
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
@@ -51,7 +55,9 @@ class FusedAdam(keras.optimizers.Adam):
             }
         super()._backend_update_step(grads, trainable_variables, learning_rate)
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
+    ) -> None:
         if not self._has_kernel():
             return super().update_step(gradient, variable, learning_rate)
         import tensorflow as tf  # here alone: the module has to do without
@@ -102,8 +108,13 @@ class WeightingOptimizer(keras.optimizers.MultiOptimizer):
     """
 
     def __init__(
-        self, network_optimizer, sigma_optimizer=None, factor=10.0, sigmas=(), name=None
-    ):
+        self,
+        network_optimizer: keras.optimizers.Optimizer,
+        sigma_optimizer: keras.optimizers.Optimizer | None = None,
+        factor: float = 10.0,
+        sigmas: Sequence[keras.Variable] = (),
+        name: str | None = None,
+    ) -> None:
         has_own_sigma_optimizer = sigma_optimizer is not None
         if sigma_optimizer is None:
             sigma_optimizer = _copy_for_sigmas(network_optimizer, factor)
@@ -120,19 +131,19 @@ class WeightingOptimizer(keras.optimizers.MultiOptimizer):
         self.factor = factor
 
     @property
-    def learning_rate(self):
+    def learning_rate(self) -> Any:
         return self.network_optimizer.learning_rate
 
     @learning_rate.setter
-    def learning_rate(self, value):
+    def learning_rate(self, value: float) -> Any:
         self.network_optimizer.learning_rate = value
 
     @property
-    def iterations(self):
+    def iterations(self) -> keras.Variable:
         return self.network_optimizer.iterations
 
     @property
-    def optimizers(self):
+    def optimizers(self) -> list[keras.optimizers.Optimizer]:
         # Keras's callbacks would set the learning rates of all optimizers alike.
         raise AttributeError("network_optimizer and sigma_optimizer")
 
@@ -144,12 +155,12 @@ class WeightingOptimizer(keras.optimizers.MultiOptimizer):
             for owner, variable in zip(owners, self._trainable_variables)
         ]
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         # Keras saves the two optimizers as what they are, too: not twice.
         for i, variable in enumerate(self._variables):
             store[str(i)] = ops.convert_to_numpy(variable)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         if len(store.keys()) != len(self._variables):
             warnings.warn(
                 f"The file has no state of the optimizer {self.name}, which starts "
@@ -160,7 +171,7 @@ class WeightingOptimizer(keras.optimizers.MultiOptimizer):
         for i, variable in enumerate(self._variables):
             variable.assign(store[str(i)])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         serialize = keras.saving.serialize_keras_object
         own = self.sigma_optimizer if self.has_own_sigma_optimizer else None
         return {
@@ -171,7 +182,9 @@ class WeightingOptimizer(keras.optimizers.MultiOptimizer):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> "WeightingOptimizer":
         deserialize = keras.saving.deserialize_keras_object
         optimizers = {
             key: config[key] and deserialize(config[key], custom_objects)
@@ -233,7 +246,7 @@ def _check_sigma_optimizer(optimizer):
             )
 
 
-def check_replicated(optimizer):
+def check_replicated(optimizer: keras.optimizers.Optimizer) -> None:
     """Raises `ValueError` for what Keras does not do right on several replicas."""
     clips = "clips the gradient of each replica by itself"
     faults = {

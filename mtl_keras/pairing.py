@@ -1,7 +1,12 @@
 """What belongs together: targets, outputs and masks, by task."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import keras
 import numpy as np
+
+from mtl_keras.hints import Tensor
 
 
 class Pairing:
@@ -14,13 +19,20 @@ class Pairing:
         task_metrics: dict by task of lists of metrics.
     """
 
-    def __init__(self, network, losses, task_metrics):
+    def __init__(
+        self,
+        network: keras.Model,
+        losses: Mapping[str, Any],
+        task_metrics: Mapping[str, Sequence[keras.metrics.Metric]],
+    ) -> None:
         self.network = network
         self.given = {"losses": losses, "task_metrics": task_metrics}
         self.trained = [task for task, loss in losses.items() if loss is not None]
         self.tasks = [*dict.fromkeys([*self.trained, *task_metrics])]
 
-    def pair(self, targets, outputs, masks):
+    def pair(
+        self, targets: Any, outputs: Any, masks: Any
+    ) -> dict[str, tuple[Any, Any, Any]]:
         """`{task: (target, output, mask)}` of the tasks with a loss or metrics.
 
         Raises:
@@ -45,7 +57,7 @@ class Pairing:
             task: (targets[task], outputs[task], masks.get(task)) for task in self.tasks
         }
 
-    def complete(self, targets, masks):
+    def complete(self, targets: Any, masks: Any) -> tuple[Any, Any]:
         """Targets and masks given as arrays, with ones for tasks without a mask: Keras
         wants masks for all or for none.
 
@@ -71,7 +83,7 @@ class Pairing:
             for task, target in targets.items()
         }
 
-    def check_outputs(self, outputs):
+    def check_outputs(self, outputs: Any) -> dict[str, Tensor]:
         """The outputs by task, if they are those of the losses and metrics."""
         outputs = self._by_task(outputs, "outputs")
         for name, tasks in self.given.items():

@@ -4,10 +4,15 @@ Those of absent tasks stay where they are, against momentum and averages; those 
 tasks that start move to their equilibrium.
 """
 
+import keras
 from keras import ops
 
+from mtl_keras.weighting import UncertaintyWeighting
 
-def copy_state(weighting, optimizer):
+
+def copy_state(
+    weighting: UncertaintyWeighting, optimizer: keras.optimizers.Optimizer
+) -> tuple:
     """What `settle` goes back to: copies from before the step.
 
     Args:
@@ -28,7 +33,11 @@ def copy_state(weighting, optimizer):
     return ops.copy(optimizer.iterations), *copies
 
 
-def settle(weighting, optimizer, before):
+def settle(
+    weighting: UncertaintyWeighting,
+    optimizer: keras.optimizers.Optimizer,
+    before: tuple,
+) -> None:
     """Puts absent tasks back after a step, and moves those that start.
 
     Args:

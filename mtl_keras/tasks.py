@@ -8,7 +8,8 @@ and do not wait for Keras.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from mtl_keras.cityscapes import LABEL_SETS
 
@@ -36,7 +37,7 @@ class Task:
 
     kind: str
     channels: int | None
-    make_loss: Callable
+    make_loss: Callable[[], Any]
     metrics: tuple[str, ...]
     likelihood: str
     constant: str
@@ -58,7 +59,7 @@ class Metric:
     """
 
     header: str
-    make: Callable | None
+    make: Callable[[str], Any] | None
     factor: float = 1.0
     higher_is_better: bool = False
 
@@ -183,18 +184,18 @@ METRICS = {
 }
 
 
-def tasks_of(kind):
+def tasks_of(kind: str) -> tuple[str, ...]:
     """The tasks of a kind, in their order."""
     return tuple(name for name, task in TASKS.items() if task.kind == kind)
 
 
-def channels_of(task, num_classes):
+def channels_of(task: str, num_classes: int) -> int:
     """The channels of a task's output."""
     channels = TASKS[task].channels
     return num_classes if channels is None else channels
 
 
-def make_losses(tasks):
+def make_losses(tasks: Sequence[str]) -> dict[str, Any]:
     """The losses of tasks, `{task: keras.losses.Loss}`.
 
     `semantic` and `class`: cross entropy. `instance`: `|dy| + |dx|`. `depth` and
@@ -203,7 +204,7 @@ def make_losses(tasks):
     return {task: TASKS[task].make_loss() for task in tasks}
 
 
-def make_metrics(task, label_set="train_ids"):
+def make_metrics(task: str, label_set: str = "train_ids") -> list[Any]:
     """The metrics of a task, a list of `keras.metrics.Metric`.
 
     `semantic`: `miou` and `pixel_accuracy`, 0..1. `instance`: `mean_abs` of the
@@ -221,15 +222,15 @@ def make_metrics(task, label_set="train_ids"):
             f"Unknown label set {label_set!r}; choose from {', '.join(LABEL_SETS)}."
         )
     rows = [METRICS[f"{task}/{name}"] for name in TASKS[task].metrics]
-    return [row.make(label_set) for row in rows]
+    return [row.make(label_set) for row in rows if row.make]
 
 
-def main_metric(task):
+def main_metric(task: str) -> str:
     """The key in `METRICS` of the metric that a task is judged by first."""
     return f"{task}/{TASKS[task].metrics[0]}"
 
 
-def best_metric(tasks):
+def best_metric(tasks: Sequence[str]) -> str:
     """The key in `METRICS` of the metric whose best value makes the best checkpoint:
     the main one of the first task that has a share of right answers, else that of
     the first task."""

@@ -4,6 +4,8 @@ import contextlib
 import inspect
 import math
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 from keras import ops
@@ -14,6 +16,7 @@ from mtl_keras.distribution import (
     num_replicas,
     sum_over_replicas,
 )
+from mtl_keras.hints import PathLike, Tensor
 from mtl_keras.losses import (
     align,
     as_float,
@@ -108,15 +111,17 @@ class MultiTaskTrainer(keras.Model):
     ['age', 'kind']
     """
 
+    train_function: Any  # made by `keras.Model`
+
     def __init__(
         self,
-        network,
-        losses,
-        weighting,
-        task_metrics=None,
-        sigma_learning_rate_factor=10.0,
-        **kwargs,
-    ):
+        network: keras.Model,
+        losses: Mapping[str, Any],
+        weighting: keras.layers.Layer,
+        task_metrics: Mapping[str, Any] | None = None,
+        sigma_learning_rate_factor: float = 10.0,
+        **kwargs: Any,
+    ) -> None:
         # The network casts for itself; casting here would round its inputs.
         super().__init__(**{"dtype": network.dtype_policy, "autocast": False, **kwargs})
         for name, given in {"losses": losses, "task_metrics": task_metrics}.items():
@@ -159,13 +164,20 @@ class MultiTaskTrainer(keras.Model):
         self.count_trackers = {
             task: keras.metrics.Sum(name=f"{task}_count") for task in self.task_metrics
         }
-        self._warned_of = set()
+        self._warned_of: set[tuple] = set()
         self.built = network.built
 
-    def call(self, x, training=None):
+    def call(self, x: Any, training: bool | None = None) -> Any:
         return self.network(x, training=training)
 
-    def compile(self, optimizer="adam", loss=None, *, sigma_optimizer=None, **kwargs):
+    def compile(
+        self,
+        optimizer: Any = "adam",
+        loss: None = None,
+        *,
+        sigma_optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """Configures training, as `keras.Model.compile` without losses.
 
         The weights of the weighting have an optimizer of their own, see
@@ -250,26 +262,26 @@ class MultiTaskTrainer(keras.Model):
             optimizer = inner
         super().compile(optimizer=optimizer, **kwargs)
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def fit(self, *args, **kwargs):
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """As `keras.Model.fit`; arrays may have masks for some tasks only."""
         return self._call_completed(super().fit, *args, **kwargs)
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`; arrays may have masks for some tasks only."""
         return self._call_completed(super().evaluate, *args, **kwargs)
 
-    def train_on_batch(self, *args, **kwargs):
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.train_on_batch`."""
         logs = self._call_completed(super().train_on_batch, *args, **kwargs)
         self._check_epoch()
         return logs
 
-    def test_on_batch(self, *args, **kwargs):
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.test_on_batch`."""
         logs = self._call_completed(super().test_on_batch, *args, **kwargs)
         self._check_epoch()
@@ -291,7 +303,7 @@ class MultiTaskTrainer(keras.Model):
             )
         return method(*call.args, **call.kwargs)
 
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> None:
         # Variables that appear while a step is traced make TensorFlow trace it twice.
         if not self.optimizer.built and self.network.built:
             strategy = getattr(self, "distribute_strategy", None)  # of TensorFlow
@@ -321,18 +333,24 @@ class MultiTaskTrainer(keras.Model):
         if step is not before and keras.backend.backend() != "jax":
             self.train_function = first_step
 
-    def make_test_function(self, force=False):
+    def make_test_function(self, force: bool = False) -> None:
         check_metrics_built(self.task_metrics)
         super().make_test_function(force)
 
-    def export(self, filepath, *args, **kwargs):
+    def export(self, filepath: PathLike, *args: Any, **kwargs: Any) -> Any:
         """Exports the network, as `keras.Model.export`: no sigma is part of it."""
         return self.network.export(filepath, *args, **kwargs)
 
     def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
-        losses, present, options = {}, {}, {}
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        losses, present = {}, {}
+        options: dict[str, Any] = {}
         for task, batch in self._pairing.pair(y, y_pred, sample_weight).items():
             if task not in self.task_losses:
                 continue
@@ -360,7 +378,9 @@ class MultiTaskTrainer(keras.Model):
         self.total_tracker.update_state(total, sample_weight=size)
         return total / num_replicas()  # their gradients are added up
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
         for task, batch in self._pairing.pair(y, y_pred, sample_weight).items():
             if metrics := self.task_metrics.get(task):
                 loss = self.task_losses.get(task)
@@ -386,7 +406,7 @@ class MultiTaskTrainer(keras.Model):
                         ) from error
         return self.get_metrics_result()
 
-    def get_metrics_result(self):
+    def get_metrics_result(self) -> dict[str, Any]:
         results = {"loss": self.total_tracker.result()}
         for task, tracker in self.loss_trackers.items():
             results[f"{task}/loss"] = _unless_empty(tracker.result(), tracker.count)
@@ -398,12 +418,12 @@ class MultiTaskTrainer(keras.Model):
         return results
 
     @property
-    def metrics_names(self):
+    def metrics_names(self) -> list[str]:
         """The names of what `evaluate` returns, in its order."""
         _, *others = self.get_metrics_result()
         return ["loss", *sorted(others)]
 
-    def train_step(self, *args):
+    def train_step(self, *args: Any) -> Any:
         """Keras's step, after which the log variances of absent tasks are put back."""
         if keras.backend.backend() == "jax":
             return self._stateless_step(super().train_step, *args)
@@ -411,7 +431,7 @@ class MultiTaskTrainer(keras.Model):
         logs = super().train_step(*args)
         return {**logs, **self._after_step(before)}
 
-    def test_step(self, *args):
+    def test_step(self, *args: Any) -> Any:
         """Keras's step, with the total of the whole split so far."""
         if keras.backend.backend() == "jax":
             return self._stateless_step(super().test_step, *args)
@@ -516,7 +536,7 @@ class MultiTaskTrainer(keras.Model):
                     stacklevel=2,
                 )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         serialize = keras.saving.serialize_keras_object
         return {
             "name": self.name,
@@ -530,7 +550,9 @@ class MultiTaskTrainer(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> "MultiTaskTrainer":
         deserialize = keras.saving.deserialize_keras_object
         parts = ("network", "losses", "weighting", "task_metrics")
         config = {

@@ -1,10 +1,13 @@
 """Weighting of task losses, learned or fixed."""
 
 import urllib.parse
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 from keras import ops
 
+from mtl_keras.hints import Tensor
 from mtl_keras.likelihoods import LIKELIHOODS
 from mtl_keras.losses import as_float
 
@@ -72,8 +75,12 @@ class UncertaintyWeighting(keras.layers.Layer):
     """
 
     def __init__(
-        self, likelihoods, initial_log_variance=None, bounds=(-30.0, 30.0), **kwargs
-    ):
+        self,
+        likelihoods: Mapping[str, str],
+        initial_log_variance: float | Mapping[str, float] | None = None,
+        bounds: tuple[float, float] = (-30.0, 30.0),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
         if not likelihoods:
             raise ValueError("`likelihoods` names no task.")
@@ -92,9 +99,11 @@ class UncertaintyWeighting(keras.layers.Layer):
         self.likelihoods = dict(likelihoods)
         self.initial_log_variance = initial_log_variance
         self.bounds = (float(low), float(high))
-        starts = initial_log_variance
-        if not isinstance(starts, dict):
-            starts = dict.fromkeys(self.likelihoods, starts)
+        starts: dict[str, float | None]
+        if isinstance(initial_log_variance, Mapping):
+            starts = dict(initial_log_variance)
+        else:
+            starts = dict.fromkeys(self.likelihoods, initial_log_variance)
         _check_tasks("initial_log_variance", starts, self.likelihoods)
         for task, start in starts.items():
             if start is not None and not low <= start <= high:
@@ -137,11 +146,16 @@ class UncertaintyWeighting(keras.layers.Layer):
         )
 
     @property
-    def tasks(self):
+    def tasks(self) -> tuple[str, ...]:
         """The names of the tasks, a tuple."""
         return tuple(self.likelihoods)
 
-    def call(self, losses, present=None, held=None):
+    def call(
+        self,
+        losses: Mapping[str, Tensor],
+        present: Mapping[str, Tensor] | None = None,
+        held: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         _check_tasks("losses", losses, self.likelihoods)
         total = 0.0
         for task, loss in losses.items():
@@ -157,7 +171,7 @@ class UncertaintyWeighting(keras.layers.Layer):
             total += term
         return total
 
-    def start(self, losses):
+    def start(self, losses: Mapping[str, Any]) -> None:
         """Lets tasks that have not begun do so at the equilibrium of their losses.
 
         For training loops of your own: once, before the first step, with the losses
@@ -182,7 +196,7 @@ class UncertaintyWeighting(keras.layers.Layer):
                 ) from error
             self.observe(task, ops.convert_to_tensor(loss), FIRST_ELEMENTS)
 
-    def observe(self, task, loss, count):
+    def observe(self, task: str, loss: Tensor, count: Tensor) -> Tensor:
         """Takes note that a task is present, and moves its `s` while it starts.
 
         `MultiTaskTrainer` calls it in every step. A compiled step of JAX loses what is
@@ -213,7 +227,7 @@ class UncertaintyWeighting(keras.layers.Layer):
         self.move_to_start(task, added > 0)
         return added > 0
 
-    def move_to_start(self, task, condition):
+    def move_to_start(self, task: str, condition: Tensor) -> None:
         """Sets `s` to the equilibrium of the first losses of a task.
 
         Args:
@@ -227,23 +241,33 @@ class UncertaintyWeighting(keras.layers.Layer):
         equilibrium = ops.clip(ops.log(a / c * mean), *self.bounds)
         s.assign(ops.where(condition, equilibrium, ops.convert_to_tensor(s)))
 
-    def compute_output_shape(self, losses, present=None, held=None):
+    def compute_output_shape(
+        self,
+        losses: Mapping[str, Tensor],
+        present: Mapping[str, Tensor] | None = None,
+        held: Mapping[str, Tensor] | None = None,
+    ) -> tuple[()]:
         return ()
 
-    def compute_output_spec(self, losses, present=None, held=None):
+    def compute_output_spec(
+        self,
+        losses: Mapping[str, Tensor],
+        present: Mapping[str, Tensor] | None = None,
+        held: Mapping[str, Tensor] | None = None,
+    ) -> keras.KerasTensor:
         return keras.KerasTensor((), "float32")
 
-    def sigmas(self):
+    def sigmas(self) -> dict[str, float]:
         """The noise levels now, `{task: float}`; for `laplace`, the scale b."""
         logs = self.logs()
         return {task: float(logs[f"{task}/sigma"]) for task in self.likelihoods}
 
-    def task_weights(self):
+    def task_weights(self) -> dict[str, float]:
         """What each loss is multiplied by now, `{task: float}`."""
         logs = self.logs()
         return {task: float(logs[f"{task}/weight"]) for task in self.likelihoods}
 
-    def logs(self):
+    def logs(self) -> dict[str, Tensor]:
         """`{task}/sigma` and `{task}/weight` as tensors, for the training step."""
         logs = {}
         for task, likelihood in self.likelihoods.items():
@@ -253,12 +277,12 @@ class UncertaintyWeighting(keras.layers.Layer):
             logs[f"{task}/weight"] = a * ops.exp(-s)
         return logs
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         # By name: a layer that names its tasks in another order finds its own.
         for key, variable in self._named_scalars().items():
             store[key] = keras.ops.convert_to_numpy(variable)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         for key, variable in self._named_scalars().items():
             if key not in store.keys():
                 found = ", ".join(map(urllib.parse.unquote, sorted(store.keys())))
@@ -281,7 +305,7 @@ class UncertaintyWeighting(keras.layers.Layer):
             for task, variable in variables.items()
         }
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "likelihoods": dict(self.likelihoods),
@@ -315,7 +339,7 @@ class FixedWeighting(keras.layers.Layer):
     2.0
     """
 
-    def __init__(self, weights, **kwargs):
+    def __init__(self, weights: Mapping[str, float], **kwargs: Any) -> None:
         super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
         if not weights:
             raise ValueError("`weights` names no task.")
@@ -329,11 +353,13 @@ class FixedWeighting(keras.layers.Layer):
         self.built = True
 
     @property
-    def tasks(self):
+    def tasks(self) -> tuple[str, ...]:
         """The names of the tasks, a tuple."""
         return tuple(self.weights_by_task)
 
-    def call(self, losses, present=None):
+    def call(
+        self, losses: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         _check_tasks("losses", losses, self.weights_by_task)
         # A task of weight 0 is left out, not multiplied: 0 * nan is nan.
         terms = [
@@ -343,21 +369,25 @@ class FixedWeighting(keras.layers.Layer):
         ]
         return sum(terms, start=ops.zeros(()))
 
-    def compute_output_shape(self, losses, present=None):
+    def compute_output_shape(
+        self, losses: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None
+    ) -> tuple[()]:
         return ()
 
-    def compute_output_spec(self, losses, present=None):
+    def compute_output_spec(
+        self, losses: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None
+    ) -> keras.KerasTensor:
         return keras.KerasTensor((), "float32")
 
-    def sigmas(self):
+    def sigmas(self) -> dict[str, float]:
         """No noise level is learned: `{}`."""
         return {}
 
-    def task_weights(self):
+    def task_weights(self) -> dict[str, float]:
         """What each loss is multiplied by, `{task: float}`."""
         return dict(self.weights_by_task)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "weights": dict(self.weights_by_task)}
 
 
@@ -369,7 +399,7 @@ class _Bounds(keras.constraints.Constraint):
         return ops.clip(s, self.low, self.high)
 
 
-def check_loss(task, loss):
+def check_loss(task: str, loss: Any) -> None:
     """Raises `ValueError` for a negative loss, if its value is known by now.
 
     Args:

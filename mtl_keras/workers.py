@@ -13,11 +13,13 @@ import signal
 import sys
 import threading
 import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from mtl_keras.errors import UserError
 
 
-def count_cores():
+def count_cores() -> int:
     """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
@@ -37,7 +39,7 @@ class WorkerPool:
             process does them itself then, and on a single core. Defaults to `32`.
     """
 
-    def __init__(self, num_jobs, min_jobs=32):
+    def __init__(self, num_jobs: int, min_jobs: int = 32) -> None:
         self._workers = count_cores()
         self._executor = None
         if self._workers > 1 and num_jobs >= min_jobs:
@@ -57,7 +59,7 @@ class WorkerPool:
                 process.terminate()
         self._executor.shutdown(cancel_futures=True)
 
-    def map(self, function, jobs):
+    def map(self, function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
         """Yields `function(job)` of all jobs, in order.
 
         Args:
@@ -70,7 +72,7 @@ class WorkerPool:
         if self._executor is None:
             yield from map(function, jobs)
             return
-        waiting = collections.deque()
+        waiting: collections.deque[concurrent.futures.Future] = collections.deque()
         try:
             for job in jobs:
                 waiting.append(self._executor.submit(function, job))

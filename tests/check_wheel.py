@@ -1,4 +1,4 @@
-"""Builds the wheel and tries it where there is no checkout: `python tests/check_wheel.py`.
+"""Builds the wheel and tries it outside the checkout: `python tests/check_wheel.py`.
 
 In a bare environment it brings Keras and NumPy alone, and with JAX the README's example
 trains there. In an environment with the extra `tensorflow` the commands run.
@@ -68,7 +68,9 @@ def main():
         with step("install it with TensorFlow"):
             python = make_environment(place / "full")
             pins = ("--constraint", ROOT / "requirements.txt")
-            run(python, "-m", "pip", "install", "--quiet", *pins, f"{wheel}[tensorflow]")
+            run(
+                python, "-m", "pip", "install", "--quiet", *pins, f"{wheel}[tensorflow]"
+            )
         with step("train and evaluate as commands"):
             check_commands(python, place)
 

@@ -67,7 +67,7 @@ def imports_of(module, in_functions=True):
     todo = [ast.parse(path.read_text(encoding="utf-8"))]
     while todo:
         node = todo.pop()
-        if in_functions or not isinstance(node, ast.FunctionDef):
+        if in_functions or not _waits(node):
             todo += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
@@ -75,6 +75,14 @@ def imports_of(module, in_functions=True):
             assert node.level == 0, f"{module} imports relatively"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
+
+
+def _waits(node):
+    """Whether what is below it is not run when the module is imported."""
+    is_for_hints = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(
+        node.test
+    )
+    return is_for_hints or isinstance(node, ast.FunctionDef)
 
 
 def own_imports_of(module, in_functions=True):

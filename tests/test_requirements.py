@@ -11,7 +11,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = pathlib.Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+    "project"
+]
 EXTRAS = PROJECT["optional-dependencies"]
 # Where a package is imported by another name than it is installed by.
 DISTRIBUTIONS = {
@@ -77,7 +79,9 @@ def imported_packages():
 def test_every_package_that_is_imported_is_asked_for():
     imported = set(imported_packages()) - set(sys.stdlib_module_names) - {"mtl_keras"}
     names = {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in imported}
-    assert names <= set(SCRIPTS) | set(parse(EXTRAS["jax"])) | set(parse(EXTRAS["torch"]))
+    assert names <= set(SCRIPTS) | set(parse(EXTRAS["jax"])) | set(
+        parse(EXTRAS["torch"])
+    )
 
 
 def test_the_version_has_one_home():

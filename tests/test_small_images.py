@@ -92,12 +92,12 @@ def test_fashion_mnist_comes_as_arrays(tmp_path, monkeypatch):
 
 def test_some_rows_are_taken_evenly():
     rows = np.arange(10), np.arange(10) + 1
-    images, labels = small.take_evenly(rows, 5)
+    images, labels = small.take_evenly(*rows, 5)
     np.testing.assert_array_equal(images, [0, 2, 4, 6, 8])
     np.testing.assert_array_equal(labels, images + 1)
-    assert len(small.take_evenly(rows, 7)[0]) == 7
+    assert len(small.take_evenly(*rows, 7)[0]) == 7
     for count in (0, 10, 11):
-        np.testing.assert_array_equal(small.take_evenly(rows, count)[0], rows[0])
+        np.testing.assert_array_equal(small.take_evenly(*rows, count)[0], rows[0])
 
 
 def numbered(count):

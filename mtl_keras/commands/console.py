@@ -12,6 +12,8 @@ import pathlib
 import re
 import sys
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
 from mtl_keras.errors import UserError
 
@@ -25,7 +27,7 @@ NOISE = re.compile(
 NVIDIA_DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")  # a folder for each GPU
 
 
-def run_command(main, *arguments):
+def run_command(main: Callable[..., None], *arguments: Any) -> None:
     """Runs `main(*arguments)`; a user's mistake becomes one sentence and exit status 2.
 
     Such are `UserError`s, packages that are not installed, files that cannot be read or
@@ -40,9 +42,9 @@ def run_command(main, *arguments):
     except UserError as error:
         _exit_with(error)
     except ModuleNotFoundError as error:
-        if (error.name or "mtl_keras").startswith("mtl_keras"):
+        name = (error.name or "mtl_keras").partition(".")[0]
+        if name == "mtl_keras":
             raise
-        name = error.name.partition(".")[0]
         _exit_with(
             f"The package {name} is not installed; what the commands need comes with "
             "pip install 'mtl-keras[tensorflow]'."
@@ -75,7 +77,7 @@ def run_command(main, *arguments):
         sys.exit(130)
 
 
-def start_tensorflow(verbose=False):
+def start_tensorflow(verbose: bool = False) -> None:
     """Imports TensorFlow and Keras, quietly, and says if a GPU goes unused.
 
     Args:

@@ -1,16 +1,22 @@
 """Evaluate the best checkpoint of a run, or compare the runs of a table.
 
-python evaluate.py runs/demo
-python evaluate.py runs/demo --instances      # also objects and their AP
-python evaluate.py runs/original --data CITYSCAPES --split val
-python evaluate.py --table A                  # what train.py --table A has trained
+    python evaluate.py runs/demo
+    python evaluate.py runs/demo --instances      # also objects and their AP
+    python evaluate.py runs/original --data CITYSCAPES --split val
+    python evaluate.py --table A                  # what train.py --table A has trained
+
+The metric table is printed, and kept in the run directory beside the figures.
 """
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
 import itertools
 import json
 import pathlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mtl_keras.commands.console import start_tensorflow
 from mtl_keras.errors import UserError
@@ -22,8 +28,12 @@ from mtl_keras.experiments.options import (
     read_options,
 )
 
+if TYPE_CHECKING:  # what takes seconds to import waits until the options are read
+    from mtl_keras.experiments.evaluation import Batch, Evaluator
+    from mtl_keras.experiments.problems import Problem
 
-def main(argv=None):
+
+def main(argv: Sequence[str] | None = None) -> None:
     options = parse_options(EvaluateOptions, argv, positional=("run",))
     if options.table or options.sweep:
         compare(options)
@@ -31,7 +41,7 @@ def main(argv=None):
         evaluate(options, pathlib.Path(options.run or "runs/demo"))
 
 
-def compare(options):
+def compare(options: EvaluateOptions) -> None:
     """Prints and draws the comparison of the runs of a table or sweep."""
     from mtl_keras.experiments import comparison, tables
     from mtl_keras.figures.tables import plot_bars, plot_sweep, plot_trajectories
@@ -56,7 +66,7 @@ def compare(options):
     print(f"{markdown}\nAlso in {root}: {', '.join(files)}.")
 
 
-def evaluate(options, directory):
+def evaluate(options: EvaluateOptions, directory: pathlib.Path) -> None:
     """Prints and draws what the best checkpoint of a run predicts."""
     trained = read_options(TrainOptions, directory / "options.json")
     start_tensorflow(options.verbose)
@@ -87,12 +97,14 @@ def evaluate(options, directory):
     report(options, problem, directory, num_frames, results)
 
 
-def load_batches(options, problem, batch_size):
+def load_batches(
+    options: EvaluateOptions, problem: Problem, batch_size: int
+) -> Iterator[Batch]:
     """The batches of a split with their ids, and instance ids for `--instances`."""
     from mtl_keras.experiments.evaluation import Batch
 
     ids = iter(problem.load_ids(options.split))
-    true_ids = itertools.repeat(None)
+    true_ids: Iterator[Any] = itertools.repeat(None)
     if options.instances:
         true_ids = problem.load_instance_ids(options.split, batch_size)
     batches = problem.make_batches(options.split, batch_size)
@@ -101,7 +113,13 @@ def load_batches(options, problem, batch_size):
         yield Batch(names, images, targets, masks, instance_ids)
 
 
-def make_evaluators(options, problem, directory, num_frames, stack):
+def make_evaluators(
+    options: EvaluateOptions,
+    problem: Problem,
+    directory: pathlib.Path,
+    num_frames: int,
+    stack: contextlib.ExitStack,
+) -> list[Evaluator]:
     """The evaluators that are asked for; `stack` ends their worker processes."""
     from mtl_keras.experiments import evaluation
     from mtl_keras.figures.objects import ObjectGallery
@@ -110,7 +128,7 @@ def make_evaluators(options, problem, directory, num_frames, stack):
     figures = directory / "figures"
     figures.mkdir(exist_ok=True)
     predictor = evaluation.load_constant_predictor(problem, directory)
-    evaluators = [
+    evaluators: list[Evaluator] = [
         evaluation.MapScores(problem.make_metrics()),
         evaluation.ConstantBaseline(problem.make_metrics(), predictor),
         problem.make_gallery(figures / f"{options.split}.png", num_frames),
@@ -134,7 +152,13 @@ def make_evaluators(options, problem, directory, num_frames, stack):
     return evaluators
 
 
-def report(options, problem, directory, num_frames, results):
+def report(
+    options: EvaluateOptions,
+    problem: Problem,
+    directory: pathlib.Path,
+    num_frames: int,
+    results: dict[str, Any],
+) -> None:
     """Prints and writes the metric table, or says that there is none."""
     from mtl_keras.figures.markdown import format_metrics, name_instance_metrics
 
@@ -147,7 +171,8 @@ def report(options, problem, directory, num_frames, results):
             "--predictions."
         )
         return
-    scores = {"split": options.split, "frames": num_frames, "instances": None} | results
+    scores: dict[str, Any] = {"split": options.split, "frames": num_frames}
+    scores |= {"instances": None} | results
     title = f"{problem.name}, split {options.split}, {num_frames} frames"
     if options.instances:
         found = name_instance_metrics(results["instances"])
@@ -174,6 +199,6 @@ def report(options, problem, directory, num_frames, results):
     print(f"\n{title}\n\n{table}")
 
 
-def predictions_of(options, directory):
+def predictions_of(options: EvaluateOptions, directory: pathlib.Path) -> pathlib.Path:
     """Where the predicted maps of a split are written."""
     return directory / "predictions" / options.split

@@ -8,14 +8,24 @@ The run directory then holds the options, the checkpoints, the history, the figu
 and a SavedModel; `python evaluate.py RUN` adds the metric table.
 """
 
+from __future__ import annotations
+
 import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mtl_keras.commands.console import start_tensorflow
 from mtl_keras.errors import BusyError, DivergenceError, UserError
+from mtl_keras.experiments.options import TrainOptions
 from mtl_keras.experiments.tables import plan_runs
 
+if TYPE_CHECKING:  # what takes seconds to import waits until the options are read
+    from mtl_keras.experiments.problems import Problem
+    from mtl_keras.training import MultiTaskTrainer
 
-def main(argv=None):
+
+def main(argv: Sequence[str] | None = None) -> None:
     planned = plan_runs(argv)
     start_tensorflow(planned[0].verbose)
     if len(planned) == 1:
@@ -24,7 +34,7 @@ def main(argv=None):
         train_all(planned)
 
 
-def train_all(planned):
+def train_all(planned: Sequence[TrainOptions]) -> None:
     """Trains the runs of a table or a sweep, or what is missing of them."""
     import keras
 
@@ -44,7 +54,7 @@ def train_all(planned):
         print("\nAll runs are complete; evaluate.py compares them.")
 
 
-def check_all(planned):
+def check_all(planned: Sequence[TrainOptions]) -> None:
     """Finds what would end a long series of runs early before it begins."""
     from mtl_keras.experiments import runs, setup
     from mtl_keras.experiments.problems import open_problem
@@ -58,7 +68,7 @@ def check_all(planned):
     problem.count_frames("val")
 
 
-def train(options, export=True):
+def train(options: TrainOptions, export: bool = True) -> None:
     """Trains a run, or what is missing of it."""
     import keras
 
@@ -84,7 +94,13 @@ def train(options, export=True):
             export_best(trainer, directory)
 
 
-def fit(trainer, problem, directory, epochs, steps_per_epoch):
+def fit(
+    trainer: MultiTaskTrainer,
+    problem: Problem,
+    directory: pathlib.Path,
+    epochs: int,
+    steps_per_epoch: int,
+) -> None:
     """Trains from the last checkpoint, or from the start, to the last epoch."""
     from mtl_keras.experiments import callbacks, evaluation, runs, setup
 
@@ -111,7 +127,7 @@ def fit(trainer, problem, directory, epochs, steps_per_epoch):
         )
 
 
-def draw_history(options, directory):
+def draw_history(options: TrainOptions, directory: pathlib.Path) -> None:
     """Draws what was logged: losses, noise levels and weights."""
     from mtl_keras.experiments.runs import read_history
     from mtl_keras.figures.curves import plot_losses, plot_weights
@@ -123,7 +139,7 @@ def draw_history(options, directory):
     plot_weights(history, options.tasks, figures / "weights.png")
 
 
-def export_best(trainer, directory):
+def export_best(trainer: MultiTaskTrainer, directory: pathlib.Path) -> None:
     """Exports the best checkpoint, unless that has been done."""
     from mtl_keras.experiments.runs import restore_best
     from mtl_keras.serving.saved_model import export_saved_model

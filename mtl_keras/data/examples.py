@@ -4,15 +4,17 @@ This module runs in worker processes, so it imports nothing heavy.
 """
 
 import os
+from typing import Any
 
 import numpy as np
 
 from mtl_keras import streets
 from mtl_keras.data import frames
+from mtl_keras.hints import Size
 from mtl_keras.png import encode_png
 
 
-def read_example(job):
+def read_example(job: tuple) -> tuple[dict[str, Any], Size]:
     """Reads a frame: of `(FrameFiles, image_size, kinds)` the features of its record,
     and the `(height, width)` of its source."""
     files, image_size, kinds = job
@@ -24,7 +26,7 @@ def read_example(job):
     return _pack(files.frame_id, frame, source_size), source_size
 
 
-def render_example(job):
+def render_example(job: tuple) -> tuple[dict[str, Any], Size]:
     """Renders a scene: of `(frame id, seed, image_size)`, as `read_example`."""
     frame_id, seed, image_size = job
     frame = streets.render_scene(seed, image_size)

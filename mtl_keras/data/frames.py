@@ -11,6 +11,7 @@ This module runs in worker processes, so it imports nothing heavy.
 import functools
 import io
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -19,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mtl_keras.cityscapes import FILES, FIRST_INSTANCE_ID, LABELS, frame_path
 from mtl_keras.errors import UserError
+from mtl_keras.hints import PathLike, Size
 
 SPLITS = ("train", "val", "test")
 LABEL_KINDS = ("semantic", "instance", "disparity")
@@ -42,7 +44,7 @@ class FrameFiles(NamedTuple):
     paths: dict
 
 
-def list_frames(root, split, kinds):
+def list_frames(root: PathLike, split: str, kinds: Sequence[str]) -> list[FrameFiles]:
     """Finds the frames of a split and makes sure that their files exist.
 
     Args:
@@ -67,7 +69,8 @@ def list_frames(root, split, kinds):
             f"{root} is not a Cityscapes tree: it has no folder {folder}; unpack "
             "leftImg8bit_trainvaltest.zip into it."
         )
-    found, missing = {}, []
+    found: dict[str, FrameFiles] = {}
+    missing: list[pathlib.Path] = []
     for image_path in sorted(_find_files(root, split, "image")):
         city = image_path.parent.name
         frame_id = image_path.name.removesuffix(ending)
@@ -95,7 +98,7 @@ def list_frames(root, split, kinds):
     return [*found.values()]
 
 
-def has_files(root, kind):
+def has_files(root: PathLike, kind: str) -> bool:
     """Whether a tree holds any file of a kind outside the test split."""
     return any(
         next(_find_files(root, split, kind), None) is not None
@@ -137,7 +140,9 @@ def _unreadable(path, error):
     )
 
 
-def read_frame(files, image_size):
+def read_frame(
+    files: FrameFiles, image_size: Size
+) -> tuple[dict[str, np.ndarray], Size]:
     """Reads a frame and resizes it; see `resize_frame`.
 
     Args:
@@ -165,7 +170,9 @@ def read_frame(files, image_size):
     return resize_frame(frame, image_size), source_size
 
 
-def resize_frame(frame, image_size):
+def resize_frame(
+    frame: dict[str, np.ndarray], image_size: Size
+) -> dict[str, np.ndarray]:
     """Resizes the arrays of a frame, all about the centres of their pixels.
 
     The image is averaged where it shrinks and interpolated linearly where it grows;

@@ -1,6 +1,8 @@
 """tf.data pipelines: records to `(image, targets, masks)`."""
 
 import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,15 +16,15 @@ SHUFFLE_BYTES = 2**30  # beyond it, this much is shuffled at a time
 
 
 def make_training_dataset(
-    builder,
-    tasks,
-    label_set,
-    batch_size,
-    seed=0,
-    first_step=0,
-    flip=True,
-    num_frames=None,
-):
+    builder: tfds.core.DatasetBuilder,
+    tasks: Sequence[str],
+    label_set: str,
+    batch_size: int,
+    seed: int = 0,
+    first_step: int = 0,
+    flip: bool = True,
+    num_frames: int | None = None,
+) -> tf.data.Dataset:
     """Endless training batches, every pass over the split in an order of its own.
 
     Order and augmentation follow from the seed (and TensorFlow's global one), so
@@ -61,7 +63,14 @@ def make_training_dataset(
     )
 
 
-def make_dataset(builder, split, tasks, label_set, batch_size, num_frames=None):
+def make_dataset(
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    tasks: Sequence[str],
+    label_set: str,
+    batch_size: int,
+    num_frames: int | None = None,
+) -> tf.data.Dataset:
     """The batches of a split in the order of its frames, the last one as it comes.
 
     Arguments and elements are those of `make_training_dataset`.
@@ -77,13 +86,15 @@ def make_dataset(builder, split, tasks, label_set, batch_size, num_frames=None):
     )
 
 
-def load_ids(builder, split):
+def load_ids(builder: tfds.core.DatasetBuilder, split: str) -> list[str]:
     """The frame ids of a split, a list of str in the order of `make_dataset`."""
     ids = builder.as_dataset(split, decoders=tfds.decode.PartialDecoding({"id": True}))
     return [os.fsdecode(record["id"]) for record in ids.as_numpy_iterator()]
 
 
-def load_instance_ids(builder, split, batch_size):
+def load_instance_ids(
+    builder: tfds.core.DatasetBuilder, split: str, batch_size: int
+) -> Iterator[np.ndarray]:
     """Yields the instance ids of the batches of `make_dataset`, `(batch, H, W)`."""
     only = tfds.decode.PartialDecoding({"instance": builder.info.features["instance"]})
     records = builder.as_dataset(split, decoders=only, shuffle_files=False)
@@ -91,7 +102,9 @@ def load_instance_ids(builder, split, batch_size):
         yield record["instance"][..., 0]
 
 
-def encode_record(record, tasks, label_set):
+def encode_record(
+    record: Mapping[str, tf.Tensor], tasks: Sequence[str], label_set: str
+) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
     """Turns one record into network input, targets and masks.
 
     Args:
@@ -113,7 +126,9 @@ def encode_record(record, tasks, label_set):
     return record["image"], targets, masks
 
 
-def flip_record(record, condition):
+def flip_record(
+    record: Mapping[str, tf.Tensor], condition: tf.Tensor
+) -> dict[str, tf.Tensor]:
     """Mirrors all maps of a record horizontally if `condition` is true."""
     return {
         name: tf.cond(condition, lambda: tf.reverse(value, [1]), lambda: value)
@@ -182,12 +197,12 @@ def _load_records(builder, split, num_frames):
     return records, max(SHUFFLE_BYTES // frame_bytes, 1)
 
 
-def is_taken_evenly(index, count, total):
+def is_taken_evenly(index: Any, count: int, total: int) -> Any:
     """Whether an element is one of `count` that are spread evenly over `total`."""
     return index * count % total < count
 
 
-def without_autotuning(dataset):
+def without_autotuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """The data set with the parallelism that it starts with, a thread a core.
 
     The thread that tunes sleeps between two looks, twice as long each time and up to

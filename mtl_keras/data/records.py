@@ -15,6 +15,7 @@ import os
 import pathlib
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 
 import filelock
 import numpy as np
@@ -26,6 +27,7 @@ from mtl_keras.cityscapes import FILES
 from mtl_keras.data import examples, frames
 from mtl_keras.data.pipelines import without_autotuning
 from mtl_keras.errors import UserError
+from mtl_keras.hints import PathLike, Size
 from mtl_keras.tasks import TASKS
 from mtl_keras.workers import WorkerPool
 
@@ -49,7 +51,7 @@ class FramesConfig(tfds.core.BuilderConfig):
     sizes: dict = dataclasses.field(default_factory=dict)
 
 
-class _FramesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _FramesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # which mypy cannot see
     """Features and generation that both builders share."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -144,7 +146,9 @@ class Streets(_FramesBuilder):
         }
 
 
-def prepare(data, image_size, tasks, data_dir="data"):
+def prepare(
+    data: str, image_size: Size, tasks: Sequence[str], data_dir: PathLike = "data"
+) -> tfds.core.DatasetBuilder:
     """The builder of a Cityscapes tree, or of the rendered streets if `data` is
     empty."""
     if data:
@@ -152,7 +156,9 @@ def prepare(data, image_size, tasks, data_dir="data"):
     return prepare_streets(image_size, data_dir=data_dir)
 
 
-def prepare_cityscapes(root, image_size, tasks, data_dir="data"):
+def prepare_cityscapes(
+    root: PathLike, image_size: Size, tasks: Sequence[str], data_dir: PathLike = "data"
+) -> tfds.core.DatasetBuilder:
     """The builder of a Cityscapes tree, with its records made if need be.
 
     The records are made again when the image size or any of the files (by name, size
@@ -229,7 +235,12 @@ def _open_cityscapes(root, image_size, kinds, data_dir, remove_damaged):
     return _open(CityscapesFrames, config, data_dir, remove_damaged)
 
 
-def prepare_streets(image_size, sizes=None, seed=0, data_dir="data"):
+def prepare_streets(
+    image_size: Size,
+    sizes: Mapping[str, int] | None = None,
+    seed: int = 0,
+    data_dir: PathLike = "data",
+) -> tfds.core.DatasetBuilder:
     """The builder of the rendered scenes, with its records made if need be.
 
     Args:
@@ -250,7 +261,7 @@ def prepare_streets(image_size, sizes=None, seed=0, data_dir="data"):
     return _prepare(functools.partial(_open, Streets, config), data_dir)
 
 
-def check_split(builder, split):
+def check_split(builder: tfds.core.DatasetBuilder, split: str) -> None:
     """Raises `UserError` if a builder does not have a split."""
     if split not in builder.info.splits:
         source = (
@@ -275,8 +286,9 @@ def _prepare(open_builder, data_dir):
         if builder is None or not builder.is_prepared():
             data_dir.mkdir(parents=True, exist_ok=True)
             with _wait_for(data_dir / "lock"):
-                builder = open_builder(data_dir, True)  # others may have made them
-                _make_records(builder)
+                builder = open_builder(data_dir, True)
+                if not builder.is_prepared():  # by the process that was waited for
+                    _make_records(builder)
     except UserError:
         raise
     except Exception as error:

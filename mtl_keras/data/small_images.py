@@ -1,6 +1,7 @@
 """Small grey images with a class: Fashion-MNIST, and the digits of scikit-learn."""
 
 import urllib.request
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -8,6 +9,7 @@ import tensorflow_datasets as tfds
 
 from mtl_keras.data.pipelines import is_taken_evenly, without_autotuning
 from mtl_keras.errors import UserError
+from mtl_keras.hints import PathLike
 
 CLASS_NAMES = {
     "fashion_mnist": (
@@ -31,7 +33,9 @@ CONNECTION_TIMEOUT = 10  # seconds
 PROBED_FILE = "t10k-labels-idx1-ubyte.gz"  # the smallest of Fashion-MNIST
 
 
-def load_split(dataset, split, data_dir="data"):
+def load_split(
+    dataset: str, split: str, data_dir: PathLike = "data"
+) -> tuple[np.ndarray, np.ndarray]:
     """Loads a split into memory.
 
     Args:
@@ -91,16 +95,25 @@ def _load_digits(split, data_dir):
     return images[index], digits.target[index]
 
 
-def take_evenly(arrays, count):
-    """`count` of the rows of arrays, spread evenly; all if `count` is 0."""
-    total = len(arrays[0])
+def take_evenly(
+    images: np.ndarray, labels: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`count` of the images with their labels, spread evenly; all if `count` is 0."""
+    total = len(images)
     if not count or count >= total:
-        return arrays
+        return images, labels
     chosen = is_taken_evenly(np.arange(total), count, total)
-    return tuple(array[chosen] for array in arrays)
+    return images[chosen], labels[chosen]
 
 
-def make_training_dataset(images, labels, tasks, batch_size, seed=0, first_step=0):
+def make_training_dataset(
+    images: np.ndarray,
+    labels: np.ndarray,
+    tasks: Sequence[str],
+    batch_size: int,
+    seed: int = 0,
+    first_step: int = 0,
+) -> tf.data.Dataset:
     """Endless training batches, every pass over the images in an order of its own.
 
     The order follows from the seed (and TensorFlow's global one), so that a run
@@ -126,7 +139,9 @@ def make_training_dataset(images, labels, tasks, batch_size, seed=0, first_step=
     return _gather_batches(order, images, labels, tasks)
 
 
-def make_dataset(images, labels, tasks, batch_size):
+def make_dataset(
+    images: np.ndarray, labels: np.ndarray, tasks: Sequence[str], batch_size: int
+) -> tf.data.Dataset:
     """The batches of a split in the order of its images, the last one as it comes.
 
     Arguments and elements are those of `make_training_dataset`.

@@ -1,7 +1,10 @@
 """The callbacks of a run: progress, checkpoints, logs, all of them resumable."""
 
 import contextlib
+import pathlib
 import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 from tqdm import tqdm
@@ -24,12 +27,12 @@ class ProgressReport(keras.callbacks.Callback):
         num_steps: int. Training steps of the whole run.
     """
 
-    def __init__(self, num_steps):
+    def __init__(self, num_steps: int) -> None:
         super().__init__()
         self.num_steps = num_steps
-        self.bar = None
+        self.bar: Any = None
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.bar is None:
             done = epoch * self.params["steps"]
             self.bar = tqdm(
@@ -37,10 +40,13 @@ class ProgressReport(keras.callbacks.Callback):
             )
         self.started = time.perf_counter()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         self.bar.update()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        logs = logs or {}
         seconds = time.perf_counter() - self.started
         scores = [
             f"{METRICS[key].header} {logs['val_' + key] * METRICS[key].factor:.3g}"
@@ -52,7 +58,7 @@ class ProgressReport(keras.callbacks.Callback):
             f"{', '.join(scores)} ({seconds:.0f} s)"
         )
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self.bar is not None:
             self.bar.close()
 
@@ -69,17 +75,22 @@ class ResumablePlateau(keras.callbacks.ReduceLROnPlateau):
         **kwargs: passed on to `keras.callbacks.ReduceLROnPlateau`.
     """
 
-    def __init__(self, losses, **kwargs):
+    def __init__(self, losses: Sequence[float], **kwargs: Any) -> None:
         super().__init__(monitor="val_loss", mode="min", **kwargs)
         self.losses = losses
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
         for epoch, loss in enumerate(self.losses):
             self.on_epoch_end(epoch, {"val_loss": loss})
 
 
-def make_callbacks(directory, tasks, num_steps, schedule="constant"):
+def make_callbacks(
+    directory: pathlib.Path,
+    tasks: Sequence[str],
+    num_steps: int,
+    schedule: str = "constant",
+) -> list[keras.callbacks.Callback]:
     """Checkpoints, logs and progress of a run, all resumable, and the schedule
     `"plateau"`.
 
@@ -122,7 +133,7 @@ def _best_so_far(directory, monitor, mode):
 
 
 @contextlib.contextmanager
-def explain_divergence(directory):
+def explain_divergence(directory: pathlib.Path) -> Iterator[None]:
     """Turns the end of a run whose loss is no longer finite into a
     `DivergenceError`."""
     try:

@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 import statistics
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mtl_keras.errors import UserError
@@ -20,6 +21,7 @@ from mtl_keras.experiments.recipes import RECIPES, TABLES, Table
 from mtl_keras.experiments.runs import read_history
 from mtl_keras.experiments.tables import find_published, list_runs, make_sweep
 from mtl_keras.figures.markdown import format_score, format_table
+from mtl_keras.hints import PathLike
 from mtl_keras.tasks import METRICS
 
 # What the rows of a table may differ in, and the runs of a row.
@@ -32,7 +34,7 @@ class Score(NamedTuple):
 
     mean: float
     std: float | None
-    count: int
+    num_runs: int
 
 
 @dataclasses.dataclass
@@ -55,16 +57,18 @@ class Comparison:
     published: dict
 
     @property
-    def tasks(self):
+    def tasks(self) -> tuple[str, ...]:
         """The tasks, in the order of the columns."""
         return tuple(metric.split("/")[0] for metric in self.table.metrics)
 
-    def read_histories(self, key):
+    def read_histories(self, key: str) -> list[list[dict[str, float]]]:
         """The histories of the runs of a row, a list of rows each."""
         return [read_history(directory) for directory in self.runs[key].values()]
 
 
-def compare_runs(root, name="", pair=()):
+def compare_runs(
+    root: PathLike, name: str = "", pair: Sequence[str] = ()
+) -> Comparison:
     """Reads the finished runs of a table or a sweep.
 
     Args:
@@ -87,7 +91,8 @@ def compare_runs(root, name="", pair=()):
         table = make_sweep(pair)
         weights = {key for key in {**found, **diverged} if re.fullmatch(r"[\d.]+", key)}
         order = sorted(weights, key=float, reverse=True) + ["learned"]
-    runs, options = {}, None
+    runs: dict[str, dict[str, pathlib.Path]] = {}
+    options: TrainOptions | None = None
     for key in order:
         for seed, directory in found.get(key, {}).items():
             trained = read_options(TrainOptions, directory / "options.json")
@@ -98,7 +103,7 @@ def compare_runs(root, name="", pair=()):
                 _check_row(directory, trained, name, key)
             _check_alike(root, directory, options, trained, name)
             runs.setdefault(key, {})[seed] = directory
-    if not runs:
+    if options is None:
         raise UserError(
             f"{root} holds no finished run of this {'table' if name else 'sweep'}; "
             "train some with train.py first."
@@ -116,7 +121,7 @@ def compare_runs(root, name="", pair=()):
     )
 
 
-def format_comparison(comparison):
+def format_comparison(comparison: Comparison) -> str:
     """The comparison as Markdown: ours, what was published, a constant predictor."""
     table, options = comparison.table, comparison.options
     headers = [METRICS[metric].header for metric in table.metrics]
@@ -166,7 +171,7 @@ def format_comparison(comparison):
     return "\n\n".join(text) + "\n"
 
 
-def write_csv(comparison, path):
+def write_csv(comparison: Comparison, path: PathLike) -> None:
     """Writes a line for every row and metric."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -177,7 +182,7 @@ def write_csv(comparison, path):
         )
         for key in _row_names(comparison):
             for i, metric in enumerate(comparison.table.metrics):
-                score = comparison.scores.get(key, {}).get(metric, Score("", "", 0))
+                score = comparison.scores.get(key, {}).get(metric, ("", "", 0))
                 writer.writerow(
                     [key, METRICS[metric].header, *score]
                     + [comparison.diverged.get(key, 0)]
@@ -276,8 +281,8 @@ def _is_near_best(comparison, metric, score):
     scores = [row[metric] for row in comparison.scores.values() if metric in row]
     pick = max if METRICS[metric].higher_is_better else min
     best = pick(scores, key=lambda s: s.mean)
-    squares = sum((s.count - 1) * (s.std or 0) ** 2 for s in (best, score))
-    pooled = (squares / max(best.count + score.count - 2, 1)) ** 0.5
+    squares = sum((s.num_runs - 1) * (s.std or 0) ** 2 for s in (best, score))
+    pooled = (squares / max(best.num_runs + score.num_runs - 2, 1)) ** 0.5
     return abs(score.mean - best.mean) <= pooled
 
 

@@ -1,6 +1,8 @@
 """What is reached without looking at the image says how much a score is worth."""
 
 import collections
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -17,18 +19,18 @@ class ConstantPredictor:
         num_classes: int. Channels of the tasks with classes.
     """
 
-    def __init__(self, constants, num_classes):
+    def __init__(self, constants: Mapping[str, np.ndarray], num_classes: int) -> None:
         self.constants = constants
         self.num_classes = num_classes
 
     @classmethod
-    def fit(cls, batches, num_classes):
+    def fit(cls, batches: Iterable[tuple], num_classes: int) -> "ConstantPredictor":
         """Finds the constants of a data set of `(images, targets, masks)`.
 
         Only valid elements count. Medians are rounded as Cityscapes codes disparity,
         to 1/256.
         """
-        gathered = {}
+        gathered: dict[str, Any] = {}
         for _, targets, masks in batches:
             for task, target in targets.items():
                 found = gathered.setdefault(task, _GATHERED[TASKS[task].constant]())
@@ -36,7 +38,7 @@ class ConstantPredictor:
         constants = {task: found.result() for task, found in gathered.items()}
         return cls(constants, num_classes)
 
-    def predict(self, targets):
+    def predict(self, targets: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Predictions in the shapes of the network's, for `targets` by task."""
         return {
             task: self._predict(task, np.shape(target))

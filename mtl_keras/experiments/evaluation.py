@@ -8,12 +8,18 @@ constant predictor and what is drawn and written need the predictions themselves
 
 import json
 import pathlib
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
+import keras
 import numpy as np
 
 from mtl_keras.errors import UserError
 from mtl_keras.experiments.constant_predictor import ConstantPredictor
+from mtl_keras.experiments.problems import Problem
+from mtl_keras.figures.objects import ObjectGallery
+from mtl_keras.hints import Tensor
+from mtl_keras.instances.objects import ObjectScorer
 from mtl_keras.serving.predictions import write_predictions
 
 
@@ -38,7 +44,13 @@ class Evaluator(Protocol):
         """What has come of it, by name; empty if it is a file."""
 
 
-def evaluate(network, batches, evaluators, batch_size, bar):
+def evaluate(
+    network: keras.Model,
+    batches: Iterable[Batch],
+    evaluators: Sequence[Evaluator],
+    batch_size: int,
+    bar: Any,
+) -> dict[str, Any]:
     """Shows the predictions for all batches to all evaluators.
 
     Args:
@@ -59,7 +71,9 @@ def evaluate(network, batches, evaluators, batch_size, bar):
     return {k: v for evaluator in evaluators for k, v in evaluator.result().items()}
 
 
-def predict_batch(network, images, batch_size):
+def predict_batch(
+    network: keras.Model, images: Tensor, batch_size: int
+) -> dict[str, np.ndarray]:
     """Predicts a batch by task; a last, smaller one is filled up to `batch_size` and
     cut again, since the network would be traced anew for its size."""
     filled = np.resize(images, (batch_size, *images.shape[1:]))
@@ -74,18 +88,20 @@ class MapScores:
         task_metrics: dict. Task name to a list of `keras.metrics.Metric`.
     """
 
-    def __init__(self, task_metrics):
+    def __init__(
+        self, task_metrics: Mapping[str, Sequence[keras.metrics.Metric]]
+    ) -> None:
         self.metrics = task_metrics
         self.num_valid = dict.fromkeys(task_metrics, 0)
 
-    def update(self, batch, predictions):
+    def update(self, batch: Batch, predictions: Mapping[str, np.ndarray]) -> None:
         for task, metrics in self.metrics.items():
             mask = batch.masks[task]
             self.num_valid[task] += int(np.sum(np.asarray(mask) > 0))
             for metric in metrics:
                 metric.update_state(batch.targets[task], predictions[task], mask)
 
-    def result(self):
+    def result(self) -> dict[str, Any]:
         """`metrics`, `{task/metric: float}` without the tasks that have no valid
         element, and `per_class_iou`, `{class name: IoU or None}`."""
         found = {task: m for task, m in self.metrics.items() if self.num_valid[task]}
@@ -113,14 +129,20 @@ class ConstantBaseline:
         predictor: `ConstantPredictor`.
     """
 
-    def __init__(self, task_metrics, predictor):
+    def __init__(
+        self,
+        task_metrics: Mapping[str, Sequence[keras.metrics.Metric]],
+        predictor: ConstantPredictor,
+    ) -> None:
         self.scores = MapScores(task_metrics)
         self.predictor = predictor
 
-    def update(self, batch, predictions=None):
+    def update(
+        self, batch: Batch, predictions: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         self.scores.update(batch, self.predictor.predict(batch.targets))
 
-    def result(self):
+    def result(self) -> dict[str, Any]:
         return {"constant_predictor": self.scores.result()["metrics"]}
 
 
@@ -132,15 +154,16 @@ class ObjectEvaluator:
         gallery: `figures.objects.ObjectGallery`.
     """
 
-    def __init__(self, scorer, gallery):
+    def __init__(self, scorer: ObjectScorer, gallery: ObjectGallery) -> None:
         self.scorer = scorer
         self.gallery = gallery
 
-    def update(self, batch, predictions):
+    def update(self, batch: Batch, predictions: Mapping[str, np.ndarray]) -> None:
+        assert batch.instance_ids is not None  # loaded where objects are asked for
         decoded = self.scorer.update(batch.ids, predictions, batch.instance_ids)
         self.gallery.update(batch, predictions, decoded)
 
-    def result(self):
+    def result(self) -> dict[str, Any]:
         # Without labels there is nothing to score.
         has_truth = self.gallery.has_truth
         return {**self.gallery.result(), **(self.scorer.result() if has_truth else {})}
@@ -149,18 +172,18 @@ class ObjectEvaluator:
 class PredictionWriter:
     """Writes the predicted maps of every frame; see `serving.write_predictions`."""
 
-    def __init__(self, directory, label_set):
+    def __init__(self, directory: pathlib.Path, label_set: str) -> None:
         self.directory = directory
         self.label_set = label_set
 
-    def update(self, batch, predictions):
+    def update(self, batch: Batch, predictions: Mapping[str, np.ndarray]) -> None:
         write_predictions(self.directory, batch.ids, predictions, self.label_set)
 
-    def result(self):
+    def result(self) -> dict[str, Any]:
         return {}
 
 
-def write_constant_predictor(problem, directory):
+def write_constant_predictor(problem: Problem, directory: pathlib.Path) -> None:
     """Keeps the constant predictor of the training split, and what it scores on the
     validation split."""
     predictor = problem.fit_constant_predictor()
@@ -174,7 +197,9 @@ def write_constant_predictor(problem, directory):
     path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
 
-def load_constant_predictor(problem, directory):
+def load_constant_predictor(
+    problem: Problem, directory: pathlib.Path
+) -> ConstantPredictor:
     """The constant predictor that training left in the run directory."""
     path = pathlib.Path(directory) / "constant.json"
     if not path.exists():

@@ -10,11 +10,14 @@ import dataclasses
 import json
 import pathlib
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mtl_keras.architectures import ARCHITECTURES, BACKBONES, DECODERS
 from mtl_keras.cityscapes import LABEL_SETS
 from mtl_keras.errors import UserError
 from mtl_keras.experiments.recipes import DATASETS, RECIPES, TABLES
+from mtl_keras.hints import Size
 from mtl_keras.instances.clustering import METHODS
 from mtl_keras.instances.decoding import LEFT_OVER, OBJECT_CLASSES
 from mtl_keras.likelihoods import LIKELIHOODS
@@ -31,7 +34,7 @@ def _option(default, help, parse=None, choices=None):
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def parse_size(text):
+def parse_size(text: str) -> Size:
     """`"128x256"` to `(128, 256)`, height first."""
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if not match or min(map(int, match.groups())) < 32:
@@ -39,10 +42,10 @@ def parse_size(text):
             f"{text!r} is no image size: write HEIGHTxWIDTH in pixels, each at "
             "least 32, such as 128x256"
         )
-    return tuple(map(int, match.groups()))
+    return int(match[1]), int(match[2])
 
 
-def parse_tasks(text):
+def parse_tasks(text: str) -> tuple[str, ...]:
     """`"semantic,depth"` to `("semantic", "depth")`, in the order of `TASKS`."""
     names = [name.strip() for name in text.split(",")]
     for name in names:
@@ -50,7 +53,7 @@ def parse_tasks(text):
     return tuple(task for task in TASKS if task in names)
 
 
-def parse_task_pair(text):
+def parse_task_pair(text: str) -> tuple[str, ...]:
     """`"semantic,depth"` to `("semantic", "depth")`."""
     pair = parse_tasks(text)
     if len(pair) != 2 or TASKS[pair[0]].kind != TASKS[pair[1]].kind:
@@ -61,7 +64,7 @@ def parse_task_pair(text):
     return pair
 
 
-def parse_recipe(text):
+def parse_recipe(text: str) -> str:
     """The name of a recipe."""
     if text not in RECIPES:
         names = [name for name in RECIPES if "/" not in name]
@@ -72,14 +75,14 @@ def parse_recipe(text):
     return text
 
 
-def parse_path(text):
+def parse_path(text: str) -> str:
     """A path; an empty one may come from a variable that is not set."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
     return text
 
 
-def parse_weights(text):
+def parse_weights(text: str) -> dict[str, float]:
     """`"semantic=0.8,depth=0.2"` to `{"semantic": 0.8, "depth": 0.2}`."""
     weights = {}
     for task, value in _parse_pairs(text):
@@ -94,7 +97,7 @@ def parse_weights(text):
     return weights
 
 
-def parse_likelihoods(text):
+def parse_likelihoods(text: str) -> dict[str, str]:
     """`"semantic=softmax,depth=laplace"` to a dict."""
     likelihoods = dict(_parse_pairs(text))
     for task, name in likelihoods.items():
@@ -106,7 +109,7 @@ def parse_likelihoods(text):
     return likelihoods
 
 
-def parse_numbers(text):
+def parse_numbers(text: str) -> dict[str, Any]:
     """`"eps=1.5,min_samples=10"` to `{"eps": 1.5, "min_samples": 10}`."""
     numbers = {}
     for pair in text.split(","):
@@ -121,7 +124,7 @@ def parse_numbers(text):
     return numbers
 
 
-def parse_range(text):
+def parse_range(text: str) -> tuple[float, float]:
     """`"0.2,1"` to `(0.2, 1.0)`; one number stands for both ends."""
     try:
         ends = [float(end) for end in text.split(",")]
@@ -397,19 +400,28 @@ class EvaluateOptions:
     verbose: bool = _option(False, VERBOSE)
 
 
-def parse_options(options_class, argv=None, positional=()):
+def parse_options(
+    options_class: type,
+    argv: Sequence[str] | None = None,
+    positional: Sequence[str] = (),
+) -> Any:
     """Parses the command line into an options object; see `parse_given`."""
     return options_class(**parse_given(options_class, argv, positional=positional))
 
 
-def override(settings, given):
+def override(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a recipe with the given ones in their place."""
     if "epochs" in given:  # in place of the steps of the recipe
         settings = {**settings, "steps": 0}
     return {**settings, **given}
 
 
-def parse_given(options_class, argv=None, recipes=None, positional=()):
+def parse_given(
+    options_class: type,
+    argv: Sequence[str] | None = None,
+    recipes: Mapping[str, Any] | None = None,
+    positional: Sequence[str] = (),
+) -> dict[str, Any]:
     """What the command line sets.
 
     Args:
@@ -424,7 +436,7 @@ def parse_given(options_class, argv=None, recipes=None, positional=()):
     Exits with status 2 and one sentence for a wrong argument.
     """
     parser = argparse.ArgumentParser(
-        description=" ".join(options_class.__doc__.split()),
+        description=" ".join((options_class.__doc__ or "").split()),
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
@@ -454,13 +466,13 @@ def parse_given(options_class, argv=None, recipes=None, positional=()):
     return vars(parser.parse_args(argv))
 
 
-def write_options(options, path):
+def write_options(options: Any, path: pathlib.Path) -> None:
     """Writes options as JSON."""
     values = {"version": OPTIONS_VERSION, **dataclasses.asdict(options)}
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def read_options(options_class, path):
+def read_options(options_class: type, path: pathlib.Path) -> Any:
     """Reads what `write_options` wrote.
 
     Raises:
@@ -494,7 +506,9 @@ def read_options(options_class, path):
     return options
 
 
-def differing_options(first, second, ignored=()):
+def differing_options(
+    first: Any, second: Any, ignored: Sequence[str] = ()
+) -> dict[str, tuple]:
     """`{flag: (first value, second value)}` of the options that differ."""
     return {
         _flag(field.name): (getattr(first, field.name), getattr(second, field.name))

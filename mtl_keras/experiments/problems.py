@@ -5,25 +5,33 @@ batches, network, losses, metrics, constant predictor and gallery. Data are open
 when they are first asked for: a network can be built without them.
 """
 
+import abc
 import functools
+from collections.abc import Iterable, Iterator
+
+import keras
+import numpy as np
+import tensorflow_datasets as tfds
 
 from mtl_keras import tasks
 from mtl_keras.cityscapes import labels_of
 from mtl_keras.data import pipelines, records, small_images
 from mtl_keras.errors import UserError
 from mtl_keras.experiments.constant_predictor import ConstantPredictor
+from mtl_keras.experiments.options import TrainOptions
 from mtl_keras.figures.maps import MapGallery
 from mtl_keras.figures.small_images import SmallImageGallery
+from mtl_keras.hints import PathLike
 from mtl_keras.model import build_network, build_small_network
 
 
-def open_problem(options):
+def open_problem(options: TrainOptions) -> "Problem":
     """The problem of a run with these `TrainOptions`."""
     return Scenes(options) if options.dataset == "scenes" else SmallImages(options)
 
 
-class Problem:
-    """What all kinds have in common.
+class Problem(abc.ABC):
+    """What a run learns from. A kind of problem says how its data are opened.
 
     Args:
         options: `TrainOptions`.
@@ -31,45 +39,77 @@ class Problem:
         num_classes: int.
     """
 
-    def __init__(self, options, name, num_classes):
+    def __init__(self, options: TrainOptions, name: str, num_classes: int) -> None:
         self.options = options
         self.name = name
         self.num_classes = num_classes
 
-    def make_losses(self):
+    def make_losses(self) -> dict[str, keras.losses.Loss]:
         return tasks.make_losses(self.options.tasks)
 
-    def make_metrics(self):
+    def make_metrics(self) -> dict[str, list[keras.metrics.Metric]]:
         return {
             task: tasks.make_metrics(task, self.options.label_set)
             for task in self.options.tasks
         }
 
-    def fit_constant_predictor(self):
+    def fit_constant_predictor(self) -> ConstantPredictor:
         options = self.options
         batches = self.make_batches("train", options.batch_size, options.train_frames)
         return ConstantPredictor.fit(batches, self.num_classes)
+
+    @abc.abstractmethod
+    def count_frames(self, split: str) -> int:
+        """The frames of a split; `UserError` if there is no such split."""
+
+    @abc.abstractmethod
+    def make_training_batches(self, first_step: int) -> Iterable[tuple]:
+        """Endless batches `(images, targets, masks)` from a training step on."""
+
+    @abc.abstractmethod
+    def make_batches(
+        self, split: str, batch_size: int, num_frames: int = 0
+    ) -> Iterable[tuple]:
+        """Batches of a split in its order; of `num_frames` spread evenly, if any."""
+
+    @abc.abstractmethod
+    def load_ids(self, split: str) -> list[str]:
+        """The name of each frame of a split, in its order."""
+
+    def load_instance_ids(self, split: str, batch_size: int) -> Iterator[np.ndarray]:
+        """Batches `(batch, H, W)` of true instance ids, in the order of the split."""
+        raise UserError(f"{self.name} has no instances.")
+
+    @abc.abstractmethod
+    def build_network(self, weights: str | None = None) -> keras.Model:
+        """`model.build_network` by the options; `weights` as there."""
+
+    @abc.abstractmethod
+    def make_gallery(
+        self, path: PathLike, num_frames: int
+    ) -> MapGallery | SmallImageGallery:
+        """An evaluator that draws some of `num_frames` frames into the file `path`."""
 
 
 class Scenes(Problem):
     """Street scenes: semantics, votes for instance centres, depth."""
 
-    def __init__(self, options):
+    def __init__(self, options: TrainOptions) -> None:
         num_classes = len(labels_of(options.label_set))
         super().__init__(options, options.data or "streets", num_classes)
 
     @functools.cached_property
-    def builder(self):
+    def builder(self) -> tfds.core.DatasetBuilder:
         options = self.options
         return records.prepare(
             options.data, options.image_size, options.tasks, options.data_dir
         )
 
-    def count_frames(self, split):
+    def count_frames(self, split: str) -> int:
         records.check_split(self.builder, split)
         return self.builder.info.splits[split].num_examples
 
-    def make_training_batches(self, first_step):
+    def make_training_batches(self, first_step: int) -> Iterable[tuple]:
         options = self.options
         return pipelines.make_training_dataset(
             self.builder,
@@ -82,7 +122,9 @@ class Scenes(Problem):
             num_frames=options.train_frames,
         )
 
-    def make_batches(self, split, batch_size, num_frames=0):
+    def make_batches(
+        self, split: str, batch_size: int, num_frames: int = 0
+    ) -> Iterable[tuple]:
         options = self.options
         return pipelines.make_dataset(
             self.builder,
@@ -93,13 +135,13 @@ class Scenes(Problem):
             num_frames,
         )
 
-    def load_ids(self, split):
+    def load_ids(self, split: str) -> list[str]:
         return pipelines.load_ids(self.builder, split)
 
-    def load_instance_ids(self, split, batch_size):
+    def load_instance_ids(self, split: str, batch_size: int) -> Iterator[np.ndarray]:
         return pipelines.load_instance_ids(self.builder, split, batch_size)
 
-    def build_network(self, weights=None):
+    def build_network(self, weights: str | None = None) -> keras.Model:
         options = self.options
         return build_network(
             architecture=options.architecture,
@@ -111,19 +153,19 @@ class Scenes(Problem):
             decoder=options.decoder,
         )
 
-    def make_gallery(self, path, num_frames):
+    def make_gallery(self, path: PathLike, num_frames: int) -> MapGallery:
         return MapGallery(path, num_frames, self.options.label_set)
 
 
 class SmallImages(Problem):
     """Small grey images: their class, and themselves through a narrow code."""
 
-    def __init__(self, options):
+    def __init__(self, options: TrainOptions) -> None:
         self.class_names = small_images.CLASS_NAMES[options.dataset]
         super().__init__(options, options.dataset, len(self.class_names))
 
     @functools.cached_property
-    def splits(self):
+    def splits(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         return {
             split: small_images.load_split(
                 self.options.dataset, split, self.options.data_dir
@@ -131,14 +173,14 @@ class SmallImages(Problem):
             for split in small_images.SPLITS
         }
 
-    def count_frames(self, split):
+    def count_frames(self, split: str) -> int:
         if split not in self.splits:
             raise UserError(
                 f"{self.name} has no split {split!r}; it has {', '.join(self.splits)}."
             )
         return len(self.splits[split][0])
 
-    def make_training_batches(self, first_step):
+    def make_training_batches(self, first_step: int) -> Iterable[tuple]:
         options = self.options
         return small_images.make_training_dataset(
             *self._take("train", options.train_frames),
@@ -148,18 +190,20 @@ class SmallImages(Problem):
             first_step=first_step,
         )
 
-    def make_batches(self, split, batch_size, num_frames=0):
+    def make_batches(
+        self, split: str, batch_size: int, num_frames: int = 0
+    ) -> Iterable[tuple]:
         return small_images.make_dataset(
             *self._take(split, num_frames), self.options.tasks, batch_size
         )
 
-    def _take(self, split, num_frames):
-        return small_images.take_evenly(self.splits[split], num_frames)
+    def _take(self, split: str, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+        return small_images.take_evenly(*self.splits[split], num_frames)
 
-    def load_ids(self, split):
+    def load_ids(self, split: str) -> list[str]:
         return [str(i) for i in range(self.count_frames(split))]
 
-    def build_network(self, weights=None):
+    def build_network(self, weights: str | None = None) -> keras.Model:
         if weights is not None:
             raise UserError(
                 "There are no pretrained weights for small images; use --no-pretrained."
@@ -167,5 +211,5 @@ class SmallImages(Problem):
         image_size = small_images.IMAGE_SIZES[self.options.dataset]
         return build_small_network(image_size, self.num_classes, self.options.tasks)
 
-    def make_gallery(self, path, num_frames):
+    def make_gallery(self, path: PathLike, num_frames: int) -> SmallImageGallery:
         return SmallImageGallery(path, num_frames, self.class_names)

@@ -6,7 +6,7 @@ github.com/oscarkey/multitask-learning. What each does otherwise than the others
 than this package, is in docs/FAITHFULNESS.md.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # What there is to learn from, and the kind of its tasks, see `tasks.tasks_of`.
 DATASETS = {
@@ -107,12 +107,12 @@ class Table(NamedTuple):
     metrics: tuple
 
 
-def fixed_row(**weights):
+def fixed_row(**weights: float) -> dict[str, Any]:
     """Settings for fixed weights; a task that is not given is not trained."""
     return {"tasks": tuple(weights), "weighting": "fixed", "task_weights": weights}
 
 
-def learned_row(*tasks, **settings):
+def learned_row(*tasks: str, **settings: Any) -> dict[str, Any]:
     """Settings for learned weights."""
     return {"tasks": tasks, "weighting": "learned", "task_weights": {}, **settings}
 

@@ -15,6 +15,7 @@ import csv
 import json
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 import filelock
 import h5py
@@ -27,9 +28,10 @@ from mtl_keras.experiments.options import (
     read_options,
     write_options,
 )
+from mtl_keras.training import MultiTaskTrainer
 
 
-def check_directory(options):
+def check_directory(options: TrainOptions) -> pathlib.Path:
     """The run directory, which need not exist yet.
 
     Raises:
@@ -57,7 +59,7 @@ def check_directory(options):
 
 
 @contextlib.contextmanager
-def claim_directory(options, epochs):
+def claim_directory(options: TrainOptions, epochs: int) -> Iterator[pathlib.Path]:
     """Makes the run directory, or finds out whether to go on in it, and keeps other
     processes out of it.
 
@@ -127,13 +129,13 @@ def _is_readable(weights, metadata):
     return True
 
 
-def finished_epochs(directory):
+def finished_epochs(directory: pathlib.Path) -> int:
     """Number of epochs that the last checkpoint holds."""
     path = directory / "checkpoints" / "last" / "training_metadata.json"
     return json.loads(path.read_text(encoding="utf-8"))["epoch"] if path.exists() else 0
 
 
-def drop_unfinished_epochs(directory):
+def drop_unfinished_epochs(directory: pathlib.Path) -> None:
     """Forgets what was logged after the last checkpoint was written."""
     path = directory / "history.csv"
     if path.exists():
@@ -142,7 +144,7 @@ def drop_unfinished_epochs(directory):
         path.write_bytes(b"".join(lines[: kept + 1]) if kept else b"")
 
 
-def read_history(directory):
+def read_history(directory: pathlib.Path) -> list[dict[str, float]]:
     """Rows of `history.csv`, `{column: float}`; empty if there is none yet."""
     path = pathlib.Path(directory) / "history.csv"
     if not path.exists():
@@ -154,7 +156,7 @@ def read_history(directory):
         ]
 
 
-def write_result(directory):
+def write_result(directory: pathlib.Path) -> None:
     """Keeps the last scores on the validation split, what came of the run, and no
     second copy of the last checkpoint, which no crash can damage any more."""
     *_, last = read_history(directory)
@@ -171,12 +173,12 @@ def write_result(directory):
         path.unlink()
 
 
-def is_trained(directory, epochs):
+def is_trained(directory: pathlib.Path, epochs: int) -> bool:
     """Whether the training of a run is complete."""
     return finished_epochs(directory) >= epochs
 
 
-def restore_best(trainer, directory):
+def restore_best(trainer: MultiTaskTrainer, directory: pathlib.Path) -> None:
     """Loads the best checkpoint of a run.
 
     Raises:
@@ -188,7 +190,7 @@ def restore_best(trainer, directory):
     load_checkpoint(trainer, path)
 
 
-def load_checkpoint(trainer, path):
+def load_checkpoint(trainer: MultiTaskTrainer, path: pathlib.Path) -> None:
     """Loads weights, or raises `UserError` if they do not fit the trainer."""
     try:
         trainer.load_weights(path)

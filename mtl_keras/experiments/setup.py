@@ -6,6 +6,8 @@ import keras
 import numpy as np
 
 from mtl_keras.errors import UserError
+from mtl_keras.experiments.options import EvaluateOptions, TrainOptions
+from mtl_keras.experiments.problems import Problem
 from mtl_keras.experiments.recipes import DATASETS
 from mtl_keras.instances import cluster_offsets
 from mtl_keras.optimizers import FusedAdam
@@ -14,7 +16,7 @@ from mtl_keras.training import MultiTaskTrainer
 from mtl_keras.weighting import FixedWeighting, UncertaintyWeighting
 
 
-def check_options(options):
+def check_options(options: TrainOptions) -> None:
     """Raises `UserError` for options that contradict one another."""
     for task in options.tasks:
         if task not in tasks_of(DATASETS[options.dataset]):
@@ -35,7 +37,7 @@ def check_options(options):
     build_weighting(options)
 
 
-def check_evaluation(options, trained):
+def check_evaluation(options: EvaluateOptions, trained: TrainOptions) -> None:
     """Raises `UserError` for `EvaluateOptions` that a run has nothing for."""
     if options.data and trained.dataset != "scenes":
         raise UserError(
@@ -77,7 +79,7 @@ def _check_objects(tasks, object_classes):
         )
 
 
-def plan_epochs(options, num_frames):
+def plan_epochs(options: TrainOptions, num_frames: int) -> tuple[int, int]:
     """The number of epochs, that is of validations, and of training steps per epoch.
 
     Epochs are of equal length: of `epoch_steps`, or of a pass over the frames, or a
@@ -106,7 +108,7 @@ def plan_epochs(options, num_frames):
     return epochs, math.ceil(steps / epochs)
 
 
-def build_trainer(problem, weights=None):
+def build_trainer(problem: Problem, weights: str | None = None) -> MultiTaskTrainer:
     """Network, losses and weighting of a run, under its dtype policy.
 
     Args:
@@ -124,7 +126,7 @@ def build_trainer(problem, weights=None):
     )
 
 
-def build_weighting(options):
+def build_weighting(options: TrainOptions) -> UncertaintyWeighting | FixedWeighting:
     """The `UncertaintyWeighting` or `FixedWeighting` of a run.
 
     Raises:
@@ -146,16 +148,18 @@ def build_weighting(options):
     missing = [task for task in options.tasks if task not in options.likelihoods]
     if missing:
         raise UserError(f"--likelihoods names no likelihood for {missing[0]}.")
-    variance = np.random.default_rng(options.seed).uniform(
-        *options.initial_variance, len(options.tasks)
-    )
+    low, high = options.initial_variance
+    rng = np.random.default_rng(options.seed)
+    variance = rng.uniform(low, high, len(options.tasks))
     return UncertaintyWeighting(
         {task: options.likelihoods[task] for task in options.tasks},
         {task: float(np.log(v)) for task, v in zip(options.tasks, variance)},
     )
 
 
-def build_optimizer(options, num_steps):
+def build_optimizer(
+    options: TrainOptions, num_steps: int
+) -> keras.optimizers.Optimizer:
     """The optimizer of a run, with its learning rate schedule, except for that of
     `"plateau"`, which is a callback."""
     rate = options.learning_rate
@@ -173,7 +177,7 @@ def build_optimizer(options, num_steps):
     return FusedAdam(rate, weight_decay=decay)
 
 
-def choose_jit(options):
+def choose_jit(options: TrainOptions) -> bool:
     """Whether to compile with XLA; says so if it was left to us."""
     if options.jit != "auto":
         return options.jit == "on"

@@ -6,6 +6,8 @@ A table is a directory with a run directory for every row and seed, `ROW-seedN`.
 import importlib.resources
 import json
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 from mtl_keras.errors import UserError
 from mtl_keras.experiments.options import (
@@ -25,7 +27,7 @@ from mtl_keras.experiments.recipes import (
 from mtl_keras.tasks import TASKS, main_metric, tasks_of
 
 
-def plan_runs(argv=None):
+def plan_runs(argv: Sequence[str] | None = None) -> list[TrainOptions]:
     """The runs that a command line of `train.py` asks for, in their order.
 
     Args:
@@ -111,7 +113,9 @@ def _check_dataset(table, given):
         raise UserError(f"{flag} has other tasks than {table.title}; leave it out.")
 
 
-def make_sweep(pair, points=None, recipe=None):
+def make_sweep(
+    pair: Sequence[str], points: int | None = None, recipe: str | None = None
+) -> Table:
     """The table whose rows lead from one task to another.
 
     Args:
@@ -153,7 +157,7 @@ def make_sweep(pair, points=None, recipe=None):
     )
 
 
-def find_published(name="", pair=()):
+def find_published(name: str = "", pair: Sequence[str] = ()) -> dict[str, Any]:
     """The published figures of a table or a sweep.
 
     Returns:
@@ -167,16 +171,16 @@ def find_published(name="", pair=()):
     return {"paper": sweep} if sweep else {}
 
 
-def list_runs(root):
+def list_runs(root: pathlib.Path) -> dict[str, dict[str, pathlib.Path]]:
     """The finished runs in a directory, `{row: {seed: run directory}}`."""
-    runs = {}
+    runs: dict[str, dict[str, pathlib.Path]] = {}
     for path in sorted(pathlib.Path(root).glob("[!.]*-seed*/result.json")):
         key, _, seed = path.parent.name.rpartition("-seed")
         runs.setdefault(key, {})[seed] = path.parent
     return runs
 
 
-def find_root(name="", pair=(), root=""):
+def find_root(name: str = "", pair: Sequence[str] = (), root: str = "") -> pathlib.Path:
     """The directory of the runs of a table or a sweep.
 
     Args:

@@ -1,12 +1,18 @@
 """Curves of a training: losses, noise levels and weights."""
 
+from collections.abc import Mapping, Sequence
+
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mtl_keras.hints import PathLike
 from mtl_keras.tasks import TASKS
 
 
-def plot_losses(history, tasks, path):
+def plot_losses(
+    history: Sequence[Mapping[str, float]], tasks: Sequence[str], path: PathLike
+) -> None:
     """Draws total and task losses over the epochs, training and validation."""
     figure = Figure(figsize=(3.6 * (len(tasks) + 1), 3.2), layout="constrained")
     axes = figure.subplots(1, len(tasks) + 1, squeeze=False)[0]
@@ -28,7 +34,9 @@ def plot_losses(history, tasks, path):
     figure.savefig(path, dpi=120)
 
 
-def plot_weights(history, tasks, path):
+def plot_weights(
+    history: Sequence[Mapping[str, float]], tasks: Sequence[str], path: PathLike
+) -> bool:
     """Draws the noise levels and the effective loss weights over the epochs.
 
     Returns whether there was anything to draw: fixed weights do not move.
@@ -51,7 +59,7 @@ def plot_weights(history, tasks, path):
     return True
 
 
-def plain_log_ticks(axis):
+def plain_log_ticks(axis: Axes) -> None:
     formatter = matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}")
     axis.yaxis.set_major_formatter(formatter)
     axis.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())

@@ -1,15 +1,19 @@
 """Maps of street scenes, true and predicted, as pictures."""
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
 from mtl_keras.cityscapes import EVALUATED, color_table
 from mtl_keras.figures.shown import ShownFrames
+from mtl_keras.hints import PathLike
 
 NOT_VALID = 200  # grey
 
@@ -23,7 +27,7 @@ class Row(NamedTuple):
     predictions: dict
 
     @classmethod
-    def of(cls, batch, predictions, index):
+    def of(cls, batch: Any, predictions: Mapping[str, np.ndarray], index: int) -> "Row":
         """One of the frames of a batch."""
         return cls(
             np.asarray(batch.images[index]),
@@ -44,25 +48,27 @@ class MapGallery:
         num_shown: int. Rows of the picture. Defaults to 5.
     """
 
-    def __init__(self, path, num_frames, label_set, num_shown=5):
+    def __init__(
+        self, path: PathLike, num_frames: int, label_set: str, num_shown: int = 5
+    ) -> None:
         self.path = path
         self.label_set = label_set
         self.frames = ShownFrames(num_frames, num_shown)
-        self.rows = []
+        self.rows: list[Row] = []
         self.has_truth = False
 
-    def update(self, batch, predictions):
+    def update(self, batch: Any, predictions: Mapping[str, np.ndarray]) -> None:
         """Looks through a batch, with `images`, and `targets` and `masks` by task."""
         self.has_truth |= any(np.any(mask) for mask in batch.masks.values())
         for i in self.frames.next(len(batch.images)):
             self.rows.append(Row.of(batch, predictions, i))
 
-    def result(self):
+    def result(self) -> dict[str, Any]:
         """Draws the picture."""
         self.plot(self.path, self.has_truth)
         return {}
 
-    def plot(self, path, with_truth=True):
+    def plot(self, path: PathLike, with_truth: bool = True) -> None:
         """Draws input, truth and prediction side by side, a row for each frame.
 
         Classes have the official colours, offsets the hue of their direction and
@@ -76,11 +82,10 @@ class MapGallery:
         cell_height = 2.8 * height / width
         figure = Figure(
             figsize=(2.8 * num_columns, cell_height * len(self.rows) + 1.3),
-            layout="constrained",
+            layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0),
         )
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-        above, below = figure.subfigures(
-            2, 1, height_ratios=[cell_height * len(self.rows) + 0.3, 1.0]
+        (above,), (below,) = figure.subfigures(
+            2, 1, squeeze=False, height_ratios=[cell_height * len(self.rows) + 0.3, 1.0]
         )
         axes = above.subplots(len(self.rows), num_columns, squeeze=False)
         legends = below.subplots(1, 1 + len(tasks), width_ratios=[1] + [2] * len(tasks))
@@ -162,16 +167,16 @@ def _valid_values(rows, task):
     return [row.targets[task][row.masks[task] > 0] for row in rows]
 
 
-def largest_shown(values):
+def largest_shown(values: Sequence[np.ndarray]) -> float:
     """The largest value to tell apart: nearly the largest there is, at least 1.
 
     `values` is a list of arrays.
     """
-    values = np.abs(np.concatenate(values))
-    return max(np.percentile(values, 99), 1.0) if values.size else 1.0
+    sizes = np.abs(np.concatenate(values))
+    return max(float(np.percentile(sizes, 99)), 1.0) if sizes.size else 1.0
 
 
-def draw_offset_wheel(legend, scale):
+def draw_offset_wheel(legend: Axes, scale: float) -> None:
     """Draws the legend of `color_offsets` on an axis."""
     dy, dx = np.mgrid[-1:1:101j, -1:1:101j]
     inside = np.hypot(dy, dx)[..., None] <= 1
@@ -187,7 +192,7 @@ def draw_offset_wheel(legend, scale):
     )
 
 
-def color_offsets(offsets, scale):
+def color_offsets(offsets: np.ndarray, scale: float) -> np.ndarray:
     """Colours of offsets `(..., 2)`: hue is the direction, saturation the length up
     to `scale` pixels. Returns `(..., 3)` uint8."""
     dy, dx = offsets[..., 0], offsets[..., 1]
@@ -197,7 +202,7 @@ def color_offsets(offsets, scale):
     return (hsv_to_rgb(hsv) * 255).astype(np.uint8)
 
 
-def color_depth(disparity, scale):
+def color_depth(disparity: np.ndarray, scale: float) -> np.ndarray:
     """Colours of disparity `(..., 1)` from 0 to `scale` pixels, `(..., 3)` uint8."""
     colormap = matplotlib.colormaps["magma"]
     return colormap(np.clip(disparity[..., 0] / scale, 0, 1), bytes=True)[..., :3]

@@ -1,11 +1,13 @@
 """Tables and scores as Markdown."""
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from mtl_keras.tasks import METRICS
 
 
-def format_table(rows, columns):
+def format_table(rows: Iterable[Sequence[Any]], columns: Sequence[str]) -> str:
     """A Markdown table.
 
     Args:
@@ -23,7 +25,12 @@ def format_table(rows, columns):
     return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
 
 
-def format_metrics(metrics, constant_predictor, per_class_iou, instances=None):
+def format_metrics(
+    metrics: Mapping[str, float],
+    constant_predictor: Mapping[str, float],
+    per_class_iou: Mapping[str, float | None],
+    instances: Mapping[str, Any] | None = None,
+) -> str:
     """The metric table of a split, with the constant predictor and the classes.
 
     Args:
@@ -37,7 +44,7 @@ def format_metrics(metrics, constant_predictor, per_class_iou, instances=None):
     if instances:
         best = instances["upper_bound"]
         scores["true votes and classes, decoded"] = name_instance_metrics(best)
-    rows = [
+    rows: list[list[Any]] = [
         [name]
         + [values[k] * row.factor if k in values else None for k, row in shown.items()]
         for name, values in scores.items()
@@ -64,7 +71,7 @@ def _format_classes(per_class_iou, instances):
     return format_table(rows, columns)
 
 
-def name_instance_metrics(instances):
+def name_instance_metrics(instances: Mapping[str, Any]) -> dict[str, Any]:
     """The scores of `ObjectScorer` as metrics, none if there is no object."""
     return {
         f"instance/{key}": instances[key]
@@ -77,7 +84,7 @@ def _percent(value):
     return "absent" if value is None else value * 100.0
 
 
-def format_score(score):
+def format_score(score: Any) -> str:
     """`mean ± standard deviation`, to four digits of the mean.
 
     Args:

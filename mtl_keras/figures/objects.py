@@ -1,13 +1,18 @@
 """How votes become objects, as a picture of a few frames of a split."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
 from mtl_keras.cityscapes import FIRST_INSTANCE_ID, LABELS, THING_IDS, color_table
 from mtl_keras.figures.maps import color_offsets, draw_offset_wheel, largest_shown
 from mtl_keras.figures.shown import ShownFrames
+from mtl_keras.hints import PathLike
 from mtl_keras.instances.offsets import encode_offsets, keep_things
 
 NO_THING = 225  # grey
@@ -22,13 +27,18 @@ class ObjectGallery:
         num_shown: int. Rows of the picture. Defaults to 5.
     """
 
-    def __init__(self, path, num_frames, num_shown=5):
+    def __init__(self, path: PathLike, num_frames: int, num_shown: int = 5) -> None:
         self.path = path
         self.frames = ShownFrames(num_frames, num_shown)
-        self.rows = []
+        self.rows: list = []
         self.has_truth = False
 
-    def update(self, batch, predictions, decoded):
+    def update(
+        self,
+        batch: Any,
+        predictions: Mapping[str, np.ndarray],
+        decoded: Sequence[tuple],
+    ) -> None:
         """Looks through a batch, with `images`, `masks` by task and `instance_ids`,
         the predictions by task, and what `ObjectScorer.update` returned for them."""
         self.has_truth |= any(np.any(mask) for mask in batch.masks.values())
@@ -36,12 +46,12 @@ class ObjectGallery:
             image, offsets = np.asarray(batch.images[i]), predictions["instance"][i]
             self.rows.append((image, offsets, *decoded[i], batch.instance_ids[i]))
 
-    def result(self):
+    def result(self) -> dict[str, Any]:
         """Draws the picture."""
         self.plot(self.path, self.has_truth)
         return {}
 
-    def plot(self, path, with_truth=True):
+    def plot(self, path: PathLike, with_truth: bool = True) -> None:
         """Draws the steps from image to objects side by side, a row for each frame.
 
         Offsets have the hue of their direction and the saturation of their length,
@@ -55,11 +65,10 @@ class ObjectGallery:
         cell_height = 2.8 * height / width
         figure = Figure(
             figsize=(2.8 * len(titles), cell_height * len(self.rows) + 1.1),
-            layout="constrained",
+            layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0),
         )
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-        above, below = figure.subfigures(
-            2, 1, height_ratios=[cell_height * len(self.rows) + 0.3, 0.8]
+        (above,), (below,) = figure.subfigures(
+            2, 1, squeeze=False, height_ratios=[cell_height * len(self.rows) + 0.3, 0.8]
         )
         axes = above.subplots(len(self.rows), len(titles), squeeze=False)
         legends = below.subplots(1, len(titles))
@@ -73,7 +82,7 @@ class ObjectGallery:
         draw_offset_wheel(legends[1], scale)
         legends[2].legend(
             handles=[
-                Patch(color=np.array(label.color) / 255, label=label.name)
+                Patch(color=tuple(np.array(label.color) / 255), label=label.name)
                 for label in LABELS
                 if label.id in THING_IDS
             ],

@@ -11,12 +11,12 @@ class ShownFrames:
         num_shown: int. How many of them are shown, at most.
     """
 
-    def __init__(self, num_frames, num_shown):
+    def __init__(self, num_frames: int, num_shown: int) -> None:
         shown = np.linspace(0, num_frames - 1, min(num_shown, num_frames))
         self._shown = set(shown.round().astype(int).tolist())
         self._seen = 0
 
-    def next(self, count):
+    def next(self, count: int) -> list[int]:
         """Which of the next `count` frames are shown, a list of indices among them."""
         first = self._seen
         self._seen += count

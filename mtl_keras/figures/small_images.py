@@ -1,10 +1,14 @@
 """Small images and what a network made of them, as a picture."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 
 from mtl_keras.figures.maps import Row
 from mtl_keras.figures.shown import ShownFrames
+from mtl_keras.hints import PathLike
 
 PICTURES_A_ROW = 10
 PICTURE_ROWS = 2
@@ -20,18 +24,20 @@ class SmallImageGallery:
         class_names: sequence of str.
     """
 
-    def __init__(self, path, num_frames, class_names):
+    def __init__(
+        self, path: PathLike, num_frames: int, class_names: Sequence[str]
+    ) -> None:
         self.path = path
         self.class_names = class_names
         self.frames = ShownFrames(num_frames, PICTURES_A_ROW * PICTURE_ROWS)
-        self.rows = []
+        self.rows: list = []
 
-    def update(self, batch, predictions):
+    def update(self, batch: Any, predictions: Mapping[str, np.ndarray]) -> None:
         """Looks through a batch, with `images`, and `targets` and `masks` by task."""
         for i in self.frames.next(len(batch.images)):
             self.rows.append(Row.of(batch, predictions, i))
 
-    def result(self):
+    def result(self) -> dict[str, Any]:
         """Draws the picture, see `plot_reconstructions`."""
         plot_reconstructions(
             np.stack([row.image for row in self.rows]),
@@ -47,7 +53,13 @@ def _stack(rows):
     return {task: np.stack([row[task] for row in rows]) for task in rows[0]}
 
 
-def plot_reconstructions(images, targets, predictions, path, class_names=None):
+def plot_reconstructions(
+    images: np.ndarray,
+    targets: Mapping[str, np.ndarray],
+    predictions: Mapping[str, np.ndarray],
+    path: PathLike,
+    class_names: Sequence[str] | None = None,
+) -> None:
     """Draws images above their reconstructions, with the predicted classes.
 
     A wrong class is red and followed by the true one.

@@ -4,6 +4,7 @@ Each draws an `experiments.comparison.Comparison`.
 """
 
 import math
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,12 +13,13 @@ from matplotlib.patches import Patch
 
 from mtl_keras.figures.curves import plain_log_ticks
 from mtl_keras.figures.markdown import format_score
+from mtl_keras.hints import PathLike
 from mtl_keras.tasks import METRICS, TASKS
 
 COLORS = {"fixed": "#88ccee", "learned": "#f0a070"}
 
 
-def plot_bars(comparison, path):
+def plot_bars(comparison: Any, path: PathLike) -> None:
     """Draws as bars what each row gains over the task alone, a panel for each metric.
 
     Without a run of the task alone it is the gain over the first row.
@@ -75,7 +77,7 @@ def plot_bars(comparison, path):
     figure.savefig(path, dpi=130)
 
 
-def plot_sweep(comparison, path):
+def plot_sweep(comparison: Any, path: PathLike) -> None:
     """Draws both metrics over the fixed weight, and the learned solution as a line."""
     table = comparison.table
     first = comparison.tasks[0]
@@ -115,7 +117,7 @@ def plot_sweep(comparison, path):
     figure.savefig(path, dpi=130)
 
 
-def plot_trajectories(comparison, path):
+def plot_trajectories(comparison: Any, path: PathLike) -> bool:
     """Draws the noise levels of the learned rows over the steps, a line a seed.
 
     Returns whether there was anything to draw.
@@ -129,7 +131,7 @@ def plot_trajectories(comparison, path):
     ]
     if not learned:
         return False
-    colors = matplotlib.colormaps["Dark2"].colors
+    colors = matplotlib.color_sequences["Dark2"]
     figure = Figure(figsize=(3.4 * len(tasks), 3.6), layout="constrained")
     figure.suptitle(comparison.title, fontsize=10)
     axes = figure.subplots(1, len(tasks), squeeze=False)[0]
@@ -147,15 +149,18 @@ def plot_trajectories(comparison, path):
                     alpha=0.8,
                     label=label,
                 )
-                label = None
+                label = "_"  # in the legend once
         axis.set(title=f"noise level $\\sigma$ of {task}", yscale="log")
         axis.set_xlabel("share of the training")
         axis.grid(alpha=0.3, which="both")
         plain_log_ticks(axis)
     handles = {h.get_label(): h for axis in axes for h in axis.get_lines()}
-    handles = [h for name, h in handles.items() if not name.startswith("_")]
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8
+        handles=[h for name, h in handles.items() if not name.startswith("_")],
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize=8,
     )
     figure.savefig(path, dpi=130)
     return True

@@ -18,18 +18,23 @@ import copy
 import os
 import pathlib
 import urllib.parse
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from mtl_keras.cityscapes import FILES, FIRST_INSTANCE_ID, LABEL_IDS
 from mtl_keras.errors import UserError
+from mtl_keras.hints import PathLike
 from mtl_keras.png import encode_png
 
 TRUTH_ENDING = FILES["instance"][1]
 
 
-def write_truth(directory, frame_id, instance_ids):
+def write_truth(
+    directory: pathlib.Path, frame_id: str, instance_ids: np.ndarray
+) -> None:
     """Writes the true instance ids of a frame for `score_instances`.
 
     Args:
@@ -51,7 +56,12 @@ def write_truth(directory, frame_id, instance_ids):
     (pathlib.Path(directory) / (frame_id + TRUTH_ENDING)).write_bytes(png)
 
 
-def write_prediction(directory, frame_id, instances, objects):
+def write_prediction(
+    directory: pathlib.Path,
+    frame_id: str,
+    instances: np.ndarray,
+    objects: Sequence[tuple[int, float]],
+) -> None:
     """Writes the objects of a frame in the format of the benchmark.
 
     That is `{frame id}.txt`, with a line `masks/{frame id}_{number}.png label_id
@@ -75,7 +85,9 @@ def write_prediction(directory, frame_id, instances, objects):
     (directory / f"{frame_id}.txt").write_text("".join(lines), encoding="utf-8")
 
 
-def score_instances(predictions, truth, progress=True):
+def score_instances(
+    predictions: PathLike, truth: PathLike, progress: bool = True
+) -> dict[str, Any]:
     """Average precision of what was written for the frames of a directory.
 
     AP is the mean over the classes and over the overlaps 0.50, 0.55, ..., 0.95 that
@@ -118,7 +130,7 @@ def score_instances(predictions, truth, progress=True):
     official.setInstanceLabels(args)
     # What evaluateImgLists does, but for three things: it would cache the true
     # objects in the package, leave a matches.json, and say nothing for minutes.
-    matches = {}
+    matches: dict[str, dict] = {}
     with _numpy_with_in1d():
         for prediction, path in tqdm(
             pairs, unit="frame", desc="score", leave=False, disable=not progress

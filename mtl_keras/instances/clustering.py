@@ -9,6 +9,7 @@ References:
 """
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 
@@ -17,7 +18,9 @@ import numpy as np
 RESOLUTION = 0.01
 
 
-def cluster_votes(votes, eps, min_samples, max_eps=None):
+def cluster_votes(
+    votes: np.ndarray, eps: float, min_samples: int, max_eps: float | None = None
+) -> np.ndarray:
     """Labels of scikit-learn's OPTICS, cut at `eps`, without its ordering.
 
     Equals `OPTICS(min_samples=min_samples, max_eps=max_eps, eps=eps,
@@ -269,8 +272,12 @@ def _split_by(keys, values, num_keys):
 
 
 def cluster_by_optics(
-    votes, eps=1.5, min_samples=10, min_cluster_size=20, max_eps=None
-):
+    votes: np.ndarray,
+    eps: float = 1.5,
+    min_samples: int = 10,
+    min_cluster_size: int = 20,
+    max_eps: float | None = None,
+) -> np.ndarray:
     """`cluster_votes`, without clusters of fewer than `min_cluster_size` votes."""
     _check_at_least(1, min_cluster_size=min_cluster_size)
     labels = cluster_votes(votes, eps, min_samples, max_eps)
@@ -279,8 +286,12 @@ def cluster_by_optics(
 
 
 def cluster_by_optics_xi(
-    votes, min_samples=5, max_eps=np.inf, xi=0.2, min_cluster_size=20
-):
+    votes: np.ndarray,
+    min_samples: int = 5,
+    max_eps: float = np.inf,
+    xi: float = 0.2,
+    min_cluster_size: int = 20,
+) -> np.ndarray:
     """scikit-learn's OPTICS, cut where the reachability plot is steep."""
     _check_at_least(2, min_samples=min_samples, min_cluster_size=min_cluster_size)
     if not (max_eps > 0 and 0 <= xi <= 1):
@@ -310,8 +321,11 @@ def cluster_by_optics_xi(
 
 
 def cluster_by_hdbscan(
-    votes, min_cluster_size=20, min_samples=None, allow_single_cluster=True
-):
+    votes: np.ndarray,
+    min_cluster_size: int = 20,
+    min_samples: int | None = None,
+    allow_single_cluster: bool = True,
+) -> np.ndarray:
     """scikit-learn's HDBSCAN."""
     _check_at_least(2, min_cluster_size=min_cluster_size)
     if min_samples is not None:
@@ -328,7 +342,7 @@ def cluster_by_hdbscan(
     ).fit_predict(np.rint(votes / RESOLUTION))
 
 
-METHODS = {
+METHODS: dict[str, Callable[..., np.ndarray]] = {
     "optics": cluster_by_optics,
     "optics-xi": cluster_by_optics_xi,
     "hdbscan": cluster_by_hdbscan,

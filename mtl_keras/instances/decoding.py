@@ -7,6 +7,7 @@ References:
 """
 
 import inspect
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,13 @@ LEFT_OVER = ("noise", "nearest")
 OBJECT_CLASSES = ("predicted", "true")
 
 
-def cluster_offsets(offsets, mask, method="optics", left_over="noise", **options):
+def cluster_offsets(
+    offsets: np.ndarray,
+    mask: np.ndarray,
+    method: str = "optics",
+    left_over: str = "noise",
+    **options: Any,
+) -> np.ndarray:
     """Groups the pixels that vote for the same centre.
 
     Pixels of one class are clustered by the position `pixel + offset` alone, so
@@ -157,7 +164,13 @@ def _give_to_nearest(votes, numbers):
     return given
 
 
-def decode_objects(offsets, classes, probability, method="optics", **options):
+def decode_objects(
+    offsets: np.ndarray,
+    classes: np.ndarray,
+    probability: np.ndarray,
+    method: str = "optics",
+    **options: Any,
+) -> tuple[np.ndarray, list[tuple[int, float]]]:
     """Turns the centre votes of a frame into objects that can be ranked.
 
     Centre votes say nothing about how sure they are. The confidence of an object is
@@ -184,7 +197,12 @@ def decode_objects(offsets, classes, probability, method="optics", **options):
     return instances, [*zip(label_ids.tolist(), confidence.tolist())]
 
 
-def choose_classes(logits, instance_ids, label_set, object_classes):
+def choose_classes(
+    logits: np.ndarray | None,
+    instance_ids: np.ndarray,
+    label_set: str,
+    object_classes: str,
+) -> tuple[np.ndarray, np.ndarray]:
     """What the pixels of things are, and how sure that is.
 
     Args:
@@ -202,7 +220,7 @@ def choose_classes(logits, instance_ids, label_set, object_classes):
         logits = np.asarray(logits, np.float32)
         probabilities = np.exp(logits - logits.max(axis=-1, keepdims=True))
         probabilities /= probabilities.sum(axis=-1, keepdims=True)
-    if object_classes == "true":
+    if logits is None or object_classes == "true":
         classes = keep_things(instance_ids // FIRST_INSTANCE_ID)
         index = np.maximum(class_index_table(label_set)[classes], 0)
     else:

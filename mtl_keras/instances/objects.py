@@ -5,12 +5,14 @@ This module runs in worker processes, so it imports nothing heavy.
 
 import pathlib
 import tempfile
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mtl_keras.cityscapes import FIRST_INSTANCE_ID
 from mtl_keras.errors import UserError
+from mtl_keras.hints import PathLike
 from mtl_keras.instances.average_precision import (
     score_instances,
     write_prediction,
@@ -50,14 +52,14 @@ class ObjectScorer:
 
     def __init__(
         self,
-        num_frames,
-        label_set,
-        object_classes="predicted",
-        method="optics",
-        directory=None,
-        left_over="noise",
-        **options,
-    ):
+        num_frames: int,
+        label_set: str,
+        object_classes: str = "predicted",
+        method: str = "optics",
+        directory: PathLike | None = None,
+        left_over: str = "noise",
+        **options: Any,
+    ) -> None:
         self.num_frames = num_frames
         self.label_set = label_set
         self.object_classes = object_classes
@@ -81,7 +83,12 @@ class ObjectScorer:
     def __exit__(self, *error):
         self._pool.__exit__(*error)
 
-    def update(self, frame_ids, predictions, instance_ids):
+    def update(
+        self,
+        frame_ids: Sequence[str],
+        predictions: Mapping[str, np.ndarray],
+        instance_ids: np.ndarray,
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Decodes a batch.
 
         Args:
@@ -107,7 +114,7 @@ class ObjectScorer:
         ]
         return [*zip(classes, self._pool.map(_decode_frame, jobs))]
 
-    def result(self):
+    def result(self) -> dict[str, Any]:
         """`instances`, the scores of all frames: what `score_instances` returns, and
         `object_classes`, `method`, `left_over`, the options, and `upper_bound`, the
         score of the true votes and classes."""

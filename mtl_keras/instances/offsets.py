@@ -16,7 +16,7 @@ from mtl_keras.cityscapes import FIRST_INSTANCE_ID, THING_IDS
 NO_LABEL = np.iinfo(np.uint16).max
 
 
-def encode_offsets(instance_ids):
+def encode_offsets(instance_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Offset from every pixel of an instance to the mean position of its pixels.
 
     Args:
@@ -44,11 +44,11 @@ def encode_offsets(instance_ids):
     offsets = np.zeros((*mask.shape, 2), np.float32)
     for axis, position in enumerate(pixels):
         centre = np.bincount(index, position) / count
-        offsets[*pixels, axis] = centre[index] - position
+        offsets[..., axis][mask] = centre[index] - position
     return offsets, mask
 
 
-def keep_things(semantic_ids):
+def keep_things(semantic_ids: np.ndarray) -> np.ndarray:
     """Label ids `(H, W)` with everything but the evaluated things set to 0.
 
     Of the predicted labels it is the mask to look for objects in; of the true

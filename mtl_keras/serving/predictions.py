@@ -1,6 +1,7 @@
 """Predicted maps as files in the formats of Cityscapes."""
 
 import pathlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -8,7 +9,12 @@ from mtl_keras.cityscapes import encode_disparity, label_id_table
 from mtl_keras.png import encode_png
 
 
-def write_predictions(directory, frame_ids, predictions, label_set):
+def write_predictions(
+    directory: pathlib.Path,
+    frame_ids: Sequence[str],
+    predictions: Mapping[str, np.ndarray],
+    label_set: str,
+) -> None:
     """Writes the predicted maps of a batch as files.
 
     `{id}_labelIds.png` holds label ids (8 bit), `{id}_disparity.png` disparity in

@@ -7,12 +7,13 @@ import tempfile
 import keras
 
 from mtl_keras.errors import UserError
+from mtl_keras.hints import PathLike
 
 # Lists the files of an export, so that no other is ever removed with it.
 MANIFEST = "mtl_keras_export.json"
 
 
-def build_serving_model(network):
+def build_serving_model(network: keras.Model) -> keras.Model:
     """The network as it is served: uint8 in, class probabilities out.
 
     Args:
@@ -33,7 +34,7 @@ def build_serving_model(network):
     return keras.Model(image, outputs)
 
 
-def export_saved_model(network, path):
+def export_saved_model(network: keras.Model, path: PathLike) -> None:
     """Writes a SavedModel that needs neither Keras nor this project to load.
 
     Its only endpoint takes and returns what `build_serving_model` says, and is

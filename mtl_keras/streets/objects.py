@@ -5,6 +5,7 @@ one plane, with the brush it is given. Lengths are in metres.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,7 +15,12 @@ from mtl_keras.streets.surfaces import (
     PLANKS,
     SIDES,
     WHITE,
+    Brush,
+    Frame,
+    Identity,
     Paint,
+    Pose,
+    Scene,
     bar,
     ellipse,
     rectangle,
@@ -44,7 +50,7 @@ PAINTED = (
 SKIN = ((0.06, 0.5), ((1.25, 0.95, 0.75), (1.3, 0.9, 0.7)))
 
 
-def add_tree(scene, pose, height):
+def add_tree(scene: Scene, pose: Pose, height: float) -> None:
     """Trunk, branches and a canopy of jagged clumps lit from above."""
     rng = scene.rng
     scene.begin(pose, 0.3, 0.3, 0.6 * height)
@@ -76,7 +82,7 @@ def add_tree(scene, pose, height):
         draw(clumps[k], leaves._replace(color=scaled(leaves.color, light[k])))
 
 
-def add_pole(scene, pose, kind):
+def add_pole(scene: Scene, pose: Pose, kind: str) -> None:
     """A lamp post, or a pole with signs or a traffic light."""
     rng = scene.rng
     frame = scene.billboard(pose)
@@ -106,7 +112,7 @@ def add_pole(scene, pose, kind):
         add_sign(scene, frame, height - 0.85 * k)
 
 
-def add_traffic_light(scene, frame, s, top):
+def add_traffic_light(scene: Scene, frame: Frame, s: float, top: float) -> None:
     draw = scene.brush(frame, scene.identity("traffic light"))
     draw(rectangle(s - 0.22, top - 1.0, s + 0.22, top), BLACK)
     lit = scene.rng.integers(3)
@@ -115,7 +121,7 @@ def add_traffic_light(scene, frame, s, top):
         draw(ellipse(s, top - 0.18 - 0.32 * k, 0.12), lamp)
 
 
-def add_sign(scene, frame, t):
+def add_sign(scene: Scene, frame: Frame, t: float) -> None:
     """A disc, a disc with a bar, a triangle or a board."""
     rng = scene.rng
     draw = scene.brush(frame, scene.identity("traffic sign"))
@@ -132,7 +138,7 @@ def add_sign(scene, frame, t):
     draw(inner, scene.paint(PAINTED) if rng.random() < 0.4 else WHITE)
 
 
-def add_clutter(scene, pose):
+def add_clutter(scene: Scene, pose: Pose) -> None:
     """A bin, a box or a cabinet: void in the annotation."""
     rng = scene.rng
     width, depth, height = rng.uniform((0.25, 0.25, 0.5), (0.6, 0.5, 1.5)).tolist()
@@ -140,17 +146,25 @@ def add_clutter(scene, pose):
     identity = scene.identity(rng.choice(["static", "static", "unlabeled", "dynamic"]))
     paint = scene.paint(PAINTED, contrast=0.2)
     profile = [(-depth, 0.02, paint), (-depth, height, paint), (depth, height, paint)]
-    extrude(scene, pose, identity, profile + [(depth, 0.02, None)], width, paint)
+    extrude(scene, pose, identity, profile + [(depth, 0.02, paint)], width, paint)
     draw = scene.brush(pose.across(-depth), identity)
     draw(rectangle(-width, 0.75 * height, width, 0.9 * height), scene.paint(PAINTED))
 
 
-def extrude(scene, pose, identity, profile, half_width, paint):
+def extrude(
+    scene: Scene,
+    pose: Pose,
+    identity: Identity,
+    profile: Sequence[tuple[float, float, Paint]],
+    half_width: float,
+    paint: Paint,
+) -> tuple[float, int]:
     """Draws what the camera sees of a side profile swept across its width.
 
     Args:
         profile: `(forward, up, paint)` corners from the rear bottom over the top to
-            the front bottom; each paint is that of the strip to the next corner.
+            the front bottom; each paint is that of the strip to the next corner, and
+            the last one is not used.
         half_width: float, metres.
         paint: Paint of the side.
 
@@ -181,13 +195,15 @@ def extrude(scene, pose, identity, profile, half_width, paint):
     return side, end
 
 
-def add_wheels(draw, axles, radius, hub):
+def add_wheels(draw: Brush, axles: Sequence[float], radius: float, hub: Paint) -> None:
     for f in axles:
         draw(ellipse(f, radius, radius, corners=14), BLACK)
         draw(ellipse(f, radius, 0.58 * radius), hub)
 
 
-def add_end(draw, end, half_width, low, lamp, glow):
+def add_end(
+    draw: Brush, end: int, half_width: float, low: float, lamp: float, glow: float
+) -> None:
     """Lamps, number plate, bumper and tyres of the rear (-1) or the front (1)."""
     for s in (0.2 - half_width, half_width - 0.2):
         draw(rectangle(s - 0.12, 0, s + 0.12, low + 0.05), BLACK)
@@ -200,13 +216,13 @@ def add_end(draw, end, half_width, low, lamp, glow):
     draw(rectangle(-0.26, low + 0.22, 0.26, low + 0.34), WHITE)
 
 
-def glass_paint(scene):
+def glass_paint(scene: Scene) -> Paint:
     shade = scene.rng.uniform(0.02, 0.2)
     color = (shade, 1.05 * shade, 1.1 * shade)
     return Paint(color, tile=6, contrast=0.3, unmatched=0.55)
 
 
-def add_car(scene, pose, lamps=0.0):
+def add_car(scene: Scene, pose: Pose, lamps: float = 0.0) -> None:
     """A hatchback, a saloon, an estate or a van."""
     rng = scene.rng
     length, width, height = rng.uniform((3.7, 0.82, 1.38), (4.9, 0.95, 1.6)).tolist()
@@ -226,7 +242,7 @@ def add_car(scene, pose, lamps=0.0):
         (rear, low, body), (rear, belt, body), (rear + deck, belt + 0.04, glass),
         (roof_rear, height - 0.04, body), (roof_front, height, glass),
         (front - bonnet, belt + 0.05, body), (front - 0.05, belt - 0.18, body),
-        (front, low, None),
+        (front, low, body),
     ]  # fmt: skip
     side, end = extrude(scene, pose, identity, profile, width, body)
     if end:
@@ -249,7 +265,7 @@ def add_car(scene, pose, lamps=0.0):
     add_wheels(draw, (rear + 0.78, front - 0.82), rng.uniform(0.29, 0.36), hub)
 
 
-def add_large_vehicle(scene, pose, name, lamps=0.0):
+def add_large_vehicle(scene: Scene, pose: Pose, name: str, lamps: float = 0.0) -> None:
     """A truck or a bus."""
     rng = scene.rng
     low, high = {
@@ -271,13 +287,20 @@ def add_large_vehicle(scene, pose, name, lamps=0.0):
         add_end(draw, end, width, 0.4, 0.85, lamps)
 
 
-def add_bus_body(scene, pose, identity, front, width, height):
+def add_bus_body(
+    scene: Scene,
+    pose: Pose,
+    identity: Identity,
+    front: float,
+    width: float,
+    height: float,
+) -> tuple[float, int]:
     """One box with a stripe, bands of windows, doors and a lit board."""
     rng = scene.rng
     body = scene.paint(PAINTED, tile=8, contrast=0.1, unmatched=0.05)
     glass = glass_paint(scene)
     profile = [(-front, 0.3, body), (0.1 - front, height, body)]
-    profile += [(front - 0.2, height, body), (front, 0.3, None)]
+    profile += [(front - 0.2, height, body), (front, 0.3, body)]
     side, end = extrude(scene, pose, identity, profile, width, body)
     if end:
         draw = scene.brush(pose.across(end * (front - 0.1)), identity)
@@ -296,7 +319,14 @@ def add_bus_body(scene, pose, identity, front, width, height):
     return side, end
 
 
-def add_truck_body(scene, pose, identity, front, width, height):
+def add_truck_body(
+    scene: Scene,
+    pose: Pose,
+    identity: Identity,
+    front: float,
+    width: float,
+    height: float,
+) -> tuple[float, int]:
     """Cab and load, the farther one first."""
     rng = scene.rng
     body = scene.paint(PAINTED, tile=8, contrast=0.1, unmatched=0.05)
@@ -304,9 +334,9 @@ def add_truck_body(scene, pose, identity, front, width, height):
     glass = glass_paint(scene)
     split, top = front - rng.uniform(1.7, 2.2), rng.uniform(2.2, 2.7)
     cargo = [(-front, 0.75, load), (-front, height, load)]
-    cargo += [(split - 0.2, height, load), (split - 0.2, 0.75, None)]
+    cargo += [(split - 0.2, height, load), (split - 0.2, 0.75, load)]
     cab = [(split, 0.45, body), (split, top, body), (front - 0.3, top, glass)]
-    cab += [(front - 0.05, 1.3, body), (front, 0.35, None)]
+    cab += [(front - 0.05, 1.3, body), (front, 0.35, body)]
     parts = [(cab, 0.97 * width, body), (cargo, width, load)]
     behind = pose.local(scene.view.position[0], 0.0)[1] < split
     for profile, half_width, paint in parts if behind else parts[::-1]:
@@ -325,12 +355,12 @@ def add_truck_body(scene, pose, identity, front, width, height):
     return side, end
 
 
-def add_two_wheeler(scene, pose, motor, ridden):
+def add_two_wheeler(scene: Scene, pose: Pose, motor: bool, ridden: bool) -> None:
     """A bicycle or motorcycle, parked or ridden, seen from its side or its end."""
     rng = scene.rng
     scene.begin(pose, 0.3, 0.8, 1.2)
     identity = scene.identity("motorcycle" if motor else "bicycle")
-    rider = scene.identity("rider") if ridden else None
+    rider = scene.identity("rider") if ridden else identity
     right, forward = pose.local(scene.view.position[0], 0.0)
     if abs(right) > 0.35 * math.hypot(right, forward):
         frame = pose.side(0)
@@ -355,7 +385,7 @@ def add_two_wheeler(scene, pose, motor, ridden):
         )
 
 
-def draw_bicycle(scene, draw):
+def draw_bicycle(scene: Scene, draw: Brush) -> None:
     """Side view around `s = 0`, heading to `s > 0`, as all side views do."""
     paint = scene.paint(PAINTED)
     rear, front, radius = (-0.54, 0.35), (0.54, 0.35), 0.35
@@ -372,7 +402,7 @@ def draw_bicycle(scene, draw):
         draw(rectangle(-0.75, 0.45, -0.4, 0.75), scene.paint(PAINTED))
 
 
-def draw_motorcycle(scene, draw):
+def draw_motorcycle(scene: Scene, draw: Brush) -> None:
     paint = scene.paint(PAINTED)
     for s in (-0.7, 0.7):
         draw(ring(s, 0.31, 0.31, 0.13), BLACK)
@@ -386,7 +416,7 @@ def draw_motorcycle(scene, draw):
     draw(ellipse(0.52, 0.88, 0.12), WHITE)
 
 
-def draw_rider(scene, draw, motor):
+def draw_rider(scene: Scene, draw: Brush, motor: bool) -> None:
     """Side view of the person on a two-wheeler."""
     cloth, trousers = scene.paint(PAINTED), scene.paint(PAINTED)
     hip, knee, foot, hand = (-0.22, 0.95), (0.2, 0.72), (0.02, 0.3), (0.4, 1.05)
@@ -402,7 +432,9 @@ def draw_rider(scene, draw, motor):
         draw(ellipse(x + 0.07, y + 0.27, 0.15, 0.1), scene.paint(PAINTED))
 
 
-def draw_person(scene, draw, height=1.75, seat=None):
+def draw_person(
+    scene: Scene, draw: Brush, height: float = 1.75, seat: float | None = None
+) -> None:
     """A person from the front or behind; `seat` raises the feet of a rider."""
     rng = scene.rng
     k, foot = height / 1.75, seat or 0.0
@@ -431,7 +463,7 @@ def draw_person(scene, draw, height=1.75, seat=None):
     draw(ellipse(0, 1.68 * k, 0.12 * k, 0.1 * k), hair)
 
 
-def add_pedestrian(scene, pose):
+def add_pedestrian(scene: Scene, pose: Pose) -> None:
     scene.begin(pose, 0.25, 0.2, 1.7)
     child = scene.rng.random() < 0.12
     height = scene.rng.uniform(1.0, 1.4) if child else scene.rng.uniform(1.58, 1.92)
@@ -439,7 +471,7 @@ def add_pedestrian(scene, pose):
     draw_person(scene, draw, height)
 
 
-def add_vehicle(scene, pose, kind, lamps=0.0):
+def add_vehicle(scene: Scene, pose: Pose, kind: str, lamps: float = 0.0) -> None:
     if kind == "car":
         add_car(scene, pose, lamps)
     elif kind in ("truck", "bus"):

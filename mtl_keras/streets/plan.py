@@ -1,7 +1,7 @@
 """The street itself: its plan, its ground and the buildings that line it."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,12 @@ from mtl_keras.streets.surfaces import (
     SIDES,
     SLABS,
     UP,
+    Brush,
+    Frame,
+    Outline,
     Paint,
     Pose,
+    Scene,
     Windows,
     ellipse,
     rectangle,
@@ -56,25 +60,27 @@ class Street(NamedTuple):
     walk: tuple
     junctions: tuple
 
-    def bend(self, z):
+    def bend(self, z: Any) -> Any:
         """Lateral position of the centre line at z."""
         z = np.maximum(z, 0)
         return self.curvature * np.where(z < 100, z * z / 2, 100 * z - 5000)
 
-    def upright(self, offset, z0, z1):
+    def upright(self, offset: float, z0: float, z1: float) -> tuple[Frame, float]:
         """Upright plane along the street from z0 to z1, and its length."""
         x0, x1 = (float(self.bend(z)) + offset for z in (z0, z1))
         length = math.hypot(x1 - x0, z1 - z0)
         along = ((x1 - x0) / length, 0.0, (z1 - z0) / length)
         return along + UP + (x0, 0.0, z0), length
 
-    def pose(self, offset, z, turn=0.0, base=0.0):
+    def pose(
+        self, offset: float, z: float, turn: float = 0.0, base: float = 0.0
+    ) -> Pose:
         """Pose beside the centre line, heading along the street plus `turn`."""
         heading = math.atan(self.curvature * min(max(z, 0.0), 100.0))
         return Pose.of(float(self.bend(z)) + offset, base, z, heading + turn)
 
 
-def sample_street(rng):
+def sample_street(rng: np.random.Generator) -> Street:
     """Draws the plan of a street; half of them are straight."""
     lane = rng.uniform(2.9, 3.7)
     lanes = 1 + int(rng.random() < 0.35)
@@ -89,10 +95,13 @@ def sample_street(rng):
     junctions = tuple(span if rng.random() < 0.4 else None for span in spans)
     curvature = rng.choice([-1, 1]) / rng.uniform(90, 400) * (rng.random() < 0.5)
     edges = (tuple(edge.tolist()) for edge in (kerb, kerb + green, walk))
-    return Street(float(curvature), lane, lanes, *edges, junctions)
+    kerbs, verges, walks = edges
+    return Street(float(curvature), lane, lanes, kerbs, verges, walks, junctions)
 
 
-def strip(street, inner, outer, start, end):
+def strip(
+    street: Street, inner: float, outer: float, start: float, end: float
+) -> Outline:
     """Outline on the ground between two offsets from the centre line."""
     steps = 2 if street.curvature == 0 else max(2, min(12, int((end - start) / 5)))
     z = np.linspace(start, min(end, 100), steps)
@@ -102,7 +111,7 @@ def strip(street, inner, outer, start, end):
     return np.concatenate(edges).tolist()
 
 
-def add_ground(scene, street):
+def add_ground(scene: Scene, street: Street) -> None:
     """Road with its markings, then verge, pavement and kerb on both sides."""
     rng = scene.rng
     asphalt = scene.paint(
@@ -121,7 +130,7 @@ def add_ground(scene, street):
         add_roadside(scene, street, index, asphalt)
 
 
-def add_markings(scene, street, asphalt):
+def add_markings(scene: Scene, street: Street, asphalt: Paint) -> None:
     """Parking lanes, edge and centre lines, a zebra crossing, patches."""
     rng, lane, lanes = scene.rng, street.lane, street.lanes
     road, edge = scene.identity("road"), street.lane * street.lanes
@@ -161,7 +170,7 @@ def add_markings(scene, street, asphalt):
         scene.pave(outline, road, asphalt._replace(color=color, unmatched=0.6))
 
 
-def add_roadside(scene, street, index, asphalt):
+def add_roadside(scene: Scene, street: Street, index: int, asphalt: Paint) -> None:
     """Verge, pavement, kerb stones and a side street of one side."""
     rng, side = scene.rng, SIDES[index]
     kerb, verge, walk = (e[index] for e in (street.kerb, street.verge, street.walk))
@@ -197,7 +206,7 @@ def add_roadside(scene, street, index, asphalt):
             scene.add(frame, rectangle(0, 0, length, KERB), sidewalk, stone)
 
 
-def add_frontage(scene, street, index, style):
+def add_frontage(scene: Scene, street: Street, index: int, style: str) -> None:
     """What lines the street on one side: houses, gaps, parks, hedges."""
     rng, side = scene.rng, SIDES[index]
     setback = rng.uniform(0, 5) if style == "suburb" else 0
@@ -231,7 +240,9 @@ def add_frontage(scene, street, index, style):
             add_tree(scene, pose, rng.uniform(4, 11))
 
 
-def frontage_spans(rng, junction, gaps):
+def frontage_spans(
+    rng: np.random.Generator, junction: tuple[float, float] | None, gaps: bool
+) -> list[tuple[float, float]]:
     """Stretches of z between the pieces of a frontage, free of the side street."""
     spans, z = [], rng.uniform(-8, 2)
     while z < 140:
@@ -246,7 +257,15 @@ def frontage_spans(rng, junction, gaps):
     return spans
 
 
-def add_building(scene, street, side, offset, z0, z1, style):
+def add_building(
+    scene: Scene,
+    street: Street,
+    side: int,
+    offset: float,
+    z0: float,
+    z1: float,
+    style: str,
+) -> None:
     """A house: roof, the end towards the camera, and the facade along the street."""
     rng = scene.rng
     storeys = int(rng.integers(1, 4) if style == "suburb" else rng.integers(2, 8))
@@ -292,7 +311,9 @@ def add_building(scene, street, side, offset, z0, z1, style):
         add_ground_floor(scene, draw, length, storey, trim)
 
 
-def add_ground_floor(scene, draw, length, storey, trim):
+def add_ground_floor(
+    scene: Scene, draw: Brush, length: float, storey: float, trim: Paint
+) -> None:
     """Shop windows under a sign, or doors and small windows."""
     rng = scene.rng
     glass = Paint(scaled(scene.color(MINERAL), 0.4), contrast=0.3, unmatched=0.3)
@@ -313,7 +334,9 @@ def add_ground_floor(scene, draw, length, storey, trim):
         draw(rectangle(0.2, 0.78 * storey, length - 0.2, storey), sign)
 
 
-def add_hedge(scene, street, offset, z0, z1):
+def add_hedge(
+    scene: Scene, street: Street, offset: float, z0: float, z1: float
+) -> None:
     """A hedge along the street."""
     rng = scene.rng
     height = rng.uniform(0.8, 2.2)
@@ -326,7 +349,7 @@ def add_hedge(scene, street, offset, z0, z1):
     scene.brush(frame, scene.identity("vegetation"))(outline, paint)
 
 
-def add_skyline(scene, street):
+def add_skyline(scene: Scene, street: Street) -> None:
     """Roofs and tree tops in the distance, perhaps a house that ends the street."""
     rng = scene.rng
     for z in (260, 190, 130) if rng.random() < 0.5 else (260, 190):

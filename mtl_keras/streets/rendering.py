@@ -9,13 +9,25 @@ the last step.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from mtl_keras.cityscapes import CAMERA, IMAGE_SIZE, SKY_ID, encode_disparity
-from mtl_keras.streets.surfaces import BRICK, GRAIN, LEAF, PLAIN, PLANKS, SLABS, UP
+from mtl_keras.hints import Size
+from mtl_keras.streets.surfaces import (
+    BRICK,
+    GRAIN,
+    LEAF,
+    PLAIN,
+    PLANKS,
+    SLABS,
+    UP,
+    Scene,
+    View,
+)
 
 SUPERSAMPLE = 2  # colour samples per pixel and axis; labels take one of them
 NEAR = 0.5  # surfaces are clipped at this depth, metres
@@ -37,7 +49,7 @@ class Weather(NamedTuple):
     lamps: float
 
 
-def scale_view(view, image_size, supersample=1):
+def scale_view(view: View, image_size: Size, supersample: int = 1) -> View:
     """The view at another image size. With `supersample`, every n-th sample lies on
     the centre of a pixel."""
     height, width = image_size
@@ -49,7 +61,7 @@ def scale_view(view, image_size, supersample=1):
     return view._replace(intrinsics=finer @ resize @ view.intrinsics)
 
 
-def paint_order(boxes):
+def paint_order(boxes: np.ndarray) -> list[int]:
     """Far-to-near order of objects on disjoint rectangles.
 
     Of two rectangles, the one beyond a line across or along the street, with the
@@ -80,12 +92,12 @@ def paint_order(boxes):
     return order
 
 
-def subpixels(points):
+def subpixels(points: np.ndarray) -> np.ndarray:
     """Homogeneous image points in sixteenths of a pixel, OpenCV's `shift=4`."""
     return np.round(16 * points[:, :2] / points[:, 2:]).astype(np.int32)
 
 
-def clip_near(points):
+def clip_near(points: np.ndarray) -> np.ndarray:
     """Part of a polygon with a depth of at least `NEAR`.
 
     Args:
@@ -109,7 +121,9 @@ class Planes(NamedTuple):
     normals: np.ndarray
 
 
-def image_matrices(scene, view, size):
+def image_matrices(
+    scene: Scene, view: View, size: Size
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where the surfaces of a scene lie in the image.
 
     Returns:
@@ -132,7 +146,7 @@ def image_matrices(scene, view, size):
     return matrices, normals, edge_on
 
 
-def rasterise(scene, view, size):
+def rasterise(scene: Scene, view: View, size: Size) -> tuple[np.ndarray, Planes]:
     """Paints all surfaces far to near.
 
     Args:
@@ -176,7 +190,7 @@ def rasterise(scene, view, size):
     return surface, Planes(inverse, low, high, normals)
 
 
-def drawing_order(scene):
+def drawing_order(scene: Scene) -> Iterator[int]:
     """Numbers of all surfaces: ground, objects far to near, then the covers."""
     count = len(scene.frames)
     boxes = np.array(scene.boxes) - scene.view.position[[0, 0, 2, 2]]
@@ -189,7 +203,7 @@ def drawing_order(scene):
     yield from range(count, len(scene.outlines))
 
 
-def waves(rng, octaves, decay=0.6):
+def waves(rng: np.random.Generator, octaves: Any, decay: float = 0.6) -> np.ndarray:
     """Tileable smooth noise, `(TILE, TILE)`, zero mean and unit deviation."""
     total = np.zeros((TILE, TILE), np.float32)
     for k in octaves:
@@ -203,7 +217,7 @@ def waves(rng, octaves, decay=0.6):
 
 
 @functools.cache
-def texture_atlas(levels=6):
+def texture_atlas(levels: int = 6) -> np.ndarray:
     """Textures at halving sharpness, `(textures, levels, TILE, TILE)` float32 with
     zero mean and unit deviation at the sharpest level."""
     rng = np.random.default_rng(0)
@@ -235,7 +249,9 @@ def texture_atlas(levels=6):
     return atlas
 
 
-def texture_values(texture, level, s, t):
+def texture_values(
+    texture: int | np.ndarray, level: int | np.ndarray, s: np.ndarray, t: np.ndarray
+) -> np.ndarray:
     """Nearest texels of a texture number, a sharpness level and texel coordinates."""
     atlas = texture_atlas()
     column = s.astype(np.int32) & (TILE - 1)
@@ -255,7 +271,7 @@ class Pixels(NamedTuple):
     footprint: np.ndarray
 
 
-def locate_pixels(surface, planes):
+def locate_pixels(surface: np.ndarray, planes: Planes) -> Pixels:
     """Looks up the `Pixels` of a buffer of surface numbers."""
     height, width = surface.shape
     table = planes.inverse.astype(np.float32)
@@ -278,14 +294,16 @@ def locate_pixels(surface, planes):
     return Pixels(surface, s * depth, t * depth, inverse, footprint)
 
 
-def surface_light(normals, weather):
+def surface_light(normals: np.ndarray, weather: Weather) -> np.ndarray:
     """Light on each surface, `(n, 3)`."""
     lit = np.maximum(normals @ weather.sun, 0)[:, None]
     ambient = 0.75 + 0.25 * normals[:, 1:2]
     return ambient * weather.ambient + lit * weather.sunlight
 
 
-def add_windows(scene, pixels, color, gain, weather):
+def add_windows(
+    scene: Scene, pixels: Pixels, color: np.ndarray, gain: np.ndarray, weather: Weather
+) -> None:
     """Draws the windows of facades, in place on `color` and its factor `gain`."""
     layout = np.zeros((len(scene.paints) + 1, 6), np.float32)  # the last: sky
     for k, windows in scene.windows.items():
@@ -305,7 +323,13 @@ def add_windows(scene, pixels, color, gain, weather):
     gain.flat[where] = 1
 
 
-def shade_sky(view, surface, color, weather, rng):
+def shade_sky(
+    view: View,
+    surface: np.ndarray,
+    color: np.ndarray,
+    weather: Weather,
+    rng: np.random.Generator,
+) -> None:
     """Paints gradient and clouds, in place on `color`."""
     where = np.flatnonzero(surface < 0)
     row, column = np.divmod(where, surface.shape[1])
@@ -322,7 +346,7 @@ def shade_sky(view, surface, color, weather, rng):
     color.reshape(-1, 3)[where] = base + (weather.clouds - base) * density
 
 
-def shadow_map(scene, view, size, weather):
+def shadow_map(scene: Scene, view: View, size: Size, weather: Weather) -> np.ndarray:
     """How much light the ground lacks at each pixel, `(H, W)` float32."""
     shadow = np.zeros(size, np.uint8)
     corners = np.array([corners for corners, _ in scene.shadows])  # (n, 4, 2)
@@ -343,7 +367,9 @@ def shadow_map(scene, view, size, weather):
     return cv2.blur(shadow, (3, 3)).astype(np.float32) / 255
 
 
-def shade(scene, view, pixels, planes, weather):
+def shade(
+    scene: Scene, view: View, pixels: Pixels, planes: Planes, weather: Weather
+) -> np.ndarray:
     """Linear colour of each sample, `(H, W, 3)` float32."""
     paints = scene.paints
     albedo = np.array([paint.color for paint in paints])
@@ -372,7 +398,7 @@ def shade(scene, view, pixels, planes, weather):
     return color
 
 
-def expose(color, rng):
+def expose(color: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Photograph of the linear samples: lens blur, exposure, tint, tone and noise.
 
     Args:
@@ -400,14 +426,16 @@ def expose(color, rng):
     return np.clip(255 * (lift + (1 - lift) * tone), 0, 255).astype(np.uint8)
 
 
-def blotches(rng, size, cell):
+def blotches(rng: np.random.Generator, size: Size, cell: int) -> np.ndarray:
     """Smooth uniform-ish noise 0..1, `(H, W)` float32, in blobs of `cell` pixels."""
     height, width = size
     coarse = rng.random((height // cell + 2, width // cell + 2), np.float32)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def match_stereo(disparity, unmatched, rng):
+def match_stereo(
+    disparity: np.ndarray, unmatched: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
     """Where a stereo matcher finds a match, `(H, W)` bool.
 
     It fails where the right camera does not see the point, because it lies outside
@@ -426,7 +454,7 @@ def match_stereo(disparity, unmatched, rng):
     return matched & (rng.random(disparity.shape, np.float32) > 0.01)
 
 
-def render(scene, weather, image_size):
+def render(scene: Scene, weather: Weather, image_size: Size) -> dict[str, np.ndarray]:
     """Renders a scene.
 
     Args:

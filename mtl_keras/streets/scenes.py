@@ -6,11 +6,14 @@ of single colours stays below 15 % mIoU (a test holds it there).
 """
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from mtl_keras import cityscapes
+from mtl_keras.hints import PathLike, Size
 from mtl_keras.png import encode_png
 from mtl_keras.streets import rendering
 from mtl_keras.streets.objects import (
@@ -25,6 +28,7 @@ from mtl_keras.streets.objects import (
 )
 from mtl_keras.streets.plan import (
     KERB,
+    Street,
     add_frontage,
     add_ground,
     add_skyline,
@@ -58,7 +62,7 @@ WEATHERS = (
 )  # fmt: skip
 
 
-def add_traffic(scene, street, lamps):
+def add_traffic(scene: Scene, street: Street, lamps: float) -> None:
     """Vehicles in every lane, and one that comes out of each side street."""
     rng = scene.rng
     spacing = 14 / rng.uniform(0.15, 1.0)
@@ -84,7 +88,7 @@ def add_traffic(scene, street, lamps):
             add_vehicle(scene, pose, kind, lamps)
 
 
-def add_parked(scene, street, index):
+def add_parked(scene: Scene, street: Street, index: int) -> None:
     rng, side = scene.rng, SIDES[index]
     if street.kerb[index] < street.lane * street.lanes + 1:
         return
@@ -101,7 +105,7 @@ def add_parked(scene, street, index):
             add_two_wheeler(scene, street.pose(offset, z, 1.2), True, False)
 
 
-def add_pavement_life(scene, street, index):
+def add_pavement_life(scene: Scene, street: Street, index: int) -> None:
     """Trees, poles, people, bicycles and clutter between kerb and frontage."""
     rng, side = scene.rng, SIDES[index]
     kerb, walk = street.kerb[index], street.walk[index]
@@ -137,7 +141,7 @@ def add_pavement_life(scene, street, index):
             place(add_pedestrian, offset + shift, z + rng.uniform(-0.5, 0.5))
 
 
-def add_crossing_people(scene, street):
+def add_crossing_people(scene: Scene, street: Street) -> None:
     rng = scene.rng
     for _ in range(rng.poisson(0.7)):
         turn = rng.choice(SIDES) * math.pi / 2
@@ -149,7 +153,7 @@ def add_crossing_people(scene, street):
             add_two_wheeler(scene, pose, rng.random() < 0.4, True)
 
 
-def add_borders(scene):
+def add_borders(scene: Scene) -> None:
     """The own bonnet and the frame that rectification leaves."""
     rng = scene.rng
     names = ("ego vehicle", "rectification border", "out of roi")
@@ -166,16 +170,14 @@ def add_borders(scene):
         scene.cover(inner + [(0.7, 1.1), (0.3, 1.1)], ego, gleam)
     left, right, top, bottom = rng.uniform(0.002, 0.012, 4).tolist()
     if rng.random() < 0.8:
-        for outline in (
-            [(0, 0), (left, 0), (0.4 * left, 1), (0, 1)],
-            [(1 - 0.5 * right, 0), (1, 0), (1, 1), (1 - right, 1)],
-        ):
-            scene.cover(outline, border, BLACK)
+        scene.cover([(0, 0), (left, 0), (0.4 * left, 1), (0, 1)], border, BLACK)
+        far = [(1 - 0.5 * right, 0.0), (1.0, 0.0), (1.0, 1.0), (1 - right, 1.0)]
+        scene.cover(far, border, BLACK)
     for outline in (rectangle(0, 0, 1, top), rectangle(0, 1 - bottom, 1, 1.01)):
         scene.cover(outline, outside, Paint((0.1, 0.1, 0.1)))
 
 
-def sample_view(rng, x):
+def sample_view(rng: np.random.Generator, x: float) -> View:
     """Cityscapes' camera at full size, its mounting slightly varied."""
     camera = cityscapes.CAMERA
     intrinsics = np.array(
@@ -191,11 +193,11 @@ def sample_view(rng, x):
     return View(intrinsics, tilt @ turn, position)
 
 
-def sample_weather(rng):
+def sample_weather(rng: np.random.Generator) -> rendering.Weather:
     kind = rng.choice(len(WEATHERS), p=[row[0] for row in WEATHERS])
-    _, zenith, horizon, ambient, sunlight, heights, covers, lamps = WEATHERS[kind]
+    _, zenith, low, ambient, sunlight, heights, covers, lamps = WEATHERS[kind]
     azimuth, height = rng.uniform(0, 2 * math.pi), rng.uniform(*heights)
-    horizon = np.array(horizon) * rng.uniform(0.7, 1.5)
+    horizon = np.array(low) * rng.uniform(0.7, 1.5)
     flat = math.cos(height)
     return rendering.Weather(
         zenith=np.array(zenith) * rng.uniform(0.7, 1.5),
@@ -212,7 +214,7 @@ def sample_weather(rng):
     )
 
 
-def compose(rng):
+def compose(rng: np.random.Generator) -> tuple[Scene, rendering.Weather]:
     """A scene with everything in it but the image size."""
     street = sample_street(rng)
     weather = sample_weather(rng)
@@ -233,7 +235,7 @@ def compose(rng):
     return scene, weather
 
 
-def render_scene(seed, image_size=(128, 256)):
+def render_scene(seed: Any, image_size: Size = (128, 256)) -> dict[str, np.ndarray]:
     """Renders one street scene.
 
     Args:
@@ -249,21 +251,26 @@ def render_scene(seed, image_size=(128, 256)):
     return rendering.render(scene, weather, image_size)
 
 
-def scene_seed(seed, split, index):
+def scene_seed(seed: int, split: str, index: int) -> tuple[int, int, int]:
     """Seed of one scene; no two of a split or of two splits share one."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
     return seed, SPLITS.index(split), index
 
 
-def frame_id(index):
+def frame_id(index: int) -> str:
     """Cityscapes' kind of name, `{city}_{sequence}_{frame}`, of a scene of a split."""
     return f"streets_{index:06d}_000019"
 
 
 def write_cityscapes_tree(
-    root, split_sizes, image_size=(128, 256), seed=0, unlabeled=("test",), progress=True
-):
+    root: PathLike,
+    split_sizes: Mapping[str, int],
+    image_size: Size = (128, 256),
+    seed: int = 0,
+    unlabeled: Sequence[str] = ("test",),
+    progress: bool = True,
+) -> None:
     """Writes scenes as a Cityscapes tree of PNG files.
 
     Args:
