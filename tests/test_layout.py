@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import os
 import pathlib
 import subprocess
@@ -208,3 +209,48 @@ def test_public_names_can_be_had():
     assert set(mtl_keras.__all__) <= set(dir(mtl_keras))
     with pytest.raises(AttributeError, match="nothing"):
         mtl_keras.nothing
+
+
+def public_names(module):
+    """The public functions and classes of a module, and the methods of the latter."""
+    for name, value in vars(module).items():
+        if name.startswith("_") or getattr(value, "__module__", "") != module.__name__:
+            continue
+        if inspect.isclass(value) or inspect.isfunction(value):
+            yield name, value
+        if inspect.isclass(value):
+            for attribute in [a for a in vars(value) if not a.startswith("_")]:
+                if any(hasattr(base, attribute) for base in value.__mro__[1:]):
+                    continue  # documented there
+                method = inspect.getattr_static(value, attribute)
+                method = getattr(method, "__func__", method)  # of a classmethod
+                if inspect.isfunction(method) or isinstance(method, property):
+                    yield f"{name}.{attribute}", getattr(value, attribute)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_names_are_documented(module):
+    if BACKEND != "tensorflow" and module not in LIBRARY:
+        pytest.skip("what the commands need is not there")
+    module = importlib.import_module(f"mtl_keras.{module}")
+    for name, value in public_names(module):
+        assert inspect.getdoc(value), name
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_names_have_type_hints(module):
+    path = PACKAGE / f"{module.replace('.', '/')}.py"
+    todo = [ast.parse(path.read_text(encoding="utf-8"))]
+    while todo:
+        for node in ast.iter_child_nodes(todo.pop()):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                todo.append(node)
+            is_public = isinstance(node, ast.FunctionDef) and node.name[0] != "_"
+            if is_public or getattr(node, "name", "") in ("__init__", "__call__"):
+                arguments = (
+                    node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+                )
+                hints = [
+                    a.annotation for a in arguments if a.arg not in ("self", "cls")
+                ]
+                assert node.returns is not None and None not in hints, node.name

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # what takes seconds to import waits until the options are re
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluates a run or compares those of a table, as the command line says."""
     options = parse_options(EvaluateOptions, argv, positional=("run",))
     if options.table or options.sweep:
         compare(options)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # what takes seconds to import waits until the options are re
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Trains a run or those of a table, as the command line says."""
     planned = plan_runs(argv)
     start_tensorflow(planned[0].verbose)
     if len(planned) == 1:

@@ -81,7 +81,7 @@ def predict_batch(
     return {task: maps[: len(images)] for task, maps in predictions.items()}
 
 
-class MapScores:
+class MapScores(Evaluator):
     """The metrics of a split, and the IoU of its classes.
 
     Args:
@@ -121,7 +121,7 @@ class MapScores:
         }
 
 
-class ConstantBaseline:
+class ConstantBaseline(Evaluator):
     """The metrics of a constant predictor, `constant_predictor`.
 
     Args:
@@ -146,7 +146,7 @@ class ConstantBaseline:
         return {"constant_predictor": self.scores.result()["metrics"]}
 
 
-class ObjectEvaluator:
+class ObjectEvaluator(Evaluator):
     """Objects from the votes, scored and drawn.
 
     Args:
@@ -169,7 +169,7 @@ class ObjectEvaluator:
         return {**self.gallery.result(), **(self.scorer.result() if has_truth else {})}
 
 
-class PredictionWriter:
+class PredictionWriter(Evaluator):
     """Writes the predicted maps of every frame; see `serving.write_predictions`."""
 
     def __init__(self, directory: pathlib.Path, label_set: str) -> None:

@@ -45,15 +45,18 @@ class Problem(abc.ABC):
         self.num_classes = num_classes
 
     def make_losses(self) -> dict[str, keras.losses.Loss]:
+        """`{task: keras.losses.Loss}` of the tasks that are trained."""
         return tasks.make_losses(self.options.tasks)
 
     def make_metrics(self) -> dict[str, list[keras.metrics.Metric]]:
+        """`{task: [keras.metrics.Metric]}` of the tasks that are trained."""
         return {
             task: tasks.make_metrics(task, self.options.label_set)
             for task in self.options.tasks
         }
 
     def fit_constant_predictor(self) -> ConstantPredictor:
+        """The `ConstantPredictor` of the frames that are trained on."""
         options = self.options
         batches = self.make_batches("train", options.batch_size, options.train_frames)
         return ConstantPredictor.fit(batches, self.num_classes)
@@ -100,6 +103,7 @@ class Scenes(Problem):
 
     @functools.cached_property
     def builder(self) -> tfds.core.DatasetBuilder:
+        """The builder of the records, which are made if there are none."""
         options = self.options
         return records.prepare(
             options.data, options.image_size, options.tasks, options.data_dir
@@ -166,6 +170,7 @@ class SmallImages(Problem):
 
     @functools.cached_property
     def splits(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """The images and labels of every split, `{split: (images, labels)}`."""
         return {
             split: small_images.load_split(
                 self.options.dataset, split, self.options.data_dir

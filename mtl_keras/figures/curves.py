@@ -60,6 +60,7 @@ def plot_weights(
 
 
 def plain_log_ticks(axis: Axes) -> None:
+    """Labels a logarithmic axis with plain numbers, such as 0.5 and 20."""
     formatter = matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}")
     axis.yaxis.set_major_formatter(formatter)
     axis.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())

@@ -113,6 +113,7 @@ def add_pole(scene: Scene, pose: Pose, kind: str) -> None:
 
 
 def add_traffic_light(scene: Scene, frame: Frame, s: float, top: float) -> None:
+    """Three lamps in a box whose top edge is at `(s, top)`; one of them is lit."""
     draw = scene.brush(frame, scene.identity("traffic light"))
     draw(rectangle(s - 0.22, top - 1.0, s + 0.22, top), BLACK)
     lit = scene.rng.integers(3)
@@ -196,6 +197,7 @@ def extrude(
 
 
 def add_wheels(draw: Brush, axles: Sequence[float], radius: float, hub: Paint) -> None:
+    """Tyre and hub at each axle, `radius` metres above the ground."""
     for f in axles:
         draw(ellipse(f, radius, radius, corners=14), BLACK)
         draw(ellipse(f, radius, 0.58 * radius), hub)
@@ -217,6 +219,7 @@ def add_end(
 
 
 def glass_paint(scene: Scene) -> Paint:
+    """Dark glass, which a stereo matcher often fails on."""
     shade = scene.rng.uniform(0.02, 0.2)
     color = (shade, 1.05 * shade, 1.1 * shade)
     return Paint(color, tile=6, contrast=0.3, unmatched=0.55)
@@ -403,6 +406,7 @@ def draw_bicycle(scene: Scene, draw: Brush) -> None:
 
 
 def draw_motorcycle(scene: Scene, draw: Brush) -> None:
+    """Wheels, frame, tank and bar, seen from the side."""
     paint = scene.paint(PAINTED)
     for s in (-0.7, 0.7):
         draw(ring(s, 0.31, 0.31, 0.13), BLACK)
@@ -464,6 +468,7 @@ def draw_person(
 
 
 def add_pedestrian(scene: Scene, pose: Pose) -> None:
+    """An adult or a child who faces the camera."""
     scene.begin(pose, 0.25, 0.2, 1.7)
     child = scene.rng.random() < 0.12
     height = scene.rng.uniform(1.0, 1.4) if child else scene.rng.uniform(1.58, 1.92)
@@ -472,6 +477,7 @@ def add_pedestrian(scene: Scene, pose: Pose) -> None:
 
 
 def add_vehicle(scene: Scene, pose: Pose, kind: str, lamps: float = 0.0) -> None:
+    """A car, or a vehicle of the kind that is named."""
     if kind == "car":
         add_car(scene, pose, lamps)
     elif kind in ("truck", "bus"):

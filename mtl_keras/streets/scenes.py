@@ -89,6 +89,7 @@ def add_traffic(scene: Scene, street: Street, lamps: float) -> None:
 
 
 def add_parked(scene: Scene, street: Street, index: int) -> None:
+    """Parked cars and motorcycles along one side of the street."""
     rng, side = scene.rng, SIDES[index]
     if street.kerb[index] < street.lane * street.lanes + 1:
         return
@@ -142,6 +143,7 @@ def add_pavement_life(scene: Scene, street: Street, index: int) -> None:
 
 
 def add_crossing_people(scene: Scene, street: Street) -> None:
+    """People on the road, on foot or on two wheels."""
     rng = scene.rng
     for _ in range(rng.poisson(0.7)):
         turn = rng.choice(SIDES) * math.pi / 2
@@ -194,6 +196,7 @@ def sample_view(rng: np.random.Generator, x: float) -> View:
 
 
 def sample_weather(rng: np.random.Generator) -> rendering.Weather:
+    """Light, sky and haze, from overcast to a low sun."""
     kind = rng.choice(len(WEATHERS), p=[row[0] for row in WEATHERS])
     _, zenith, low, ambient, sunlight, heights, covers, lamps = WEATHERS[kind]
     azimuth, height = rng.uniform(0, 2 * math.pi), rng.uniform(*heights)

@@ -81,6 +81,7 @@ class Pose(NamedTuple):
 
     @classmethod
     def of(cls, x: float, y: float, z: float, heading: float) -> "Pose":
+        """A pose at a point, with a heading in radians from the z axis to the right."""
         return cls(x, y, z, math.sin(heading), math.cos(heading))
 
     def turn(self, vector: Vector) -> Vector:
@@ -90,6 +91,7 @@ class Pose(NamedTuple):
         return x, up, self.cos * forward - self.sin * right
 
     def point(self, vector: Vector) -> Vector:
+        """World coordinates of a vector in the axes of the pose."""
         x, y, z = self.turn(vector)
         return self.x + x, self.y + y, self.z + z
 
@@ -206,19 +208,23 @@ class Scene:
         return value * tint[0] * red, value * tint[1] * green, value * tint[2] * blue
 
     def paint(self, material: Any, **options: Any) -> Paint:
+        """`Paint` in a random colour of a material."""
         return Paint(self.color(material), **options)
 
 
 def scaled(color: Color, factor: float) -> Color:
+    """A colour made brighter or darker."""
     return color[0] * factor, color[1] * factor, color[2] * factor
 
 
 def rectangle(left: float, bottom: float, right: float, top: float) -> Outline:
+    """Outline of an upright rectangle."""
     return [(left, bottom), (right, bottom), (right, top), (left, top)]
 
 
 @functools.cache
 def unit_circle(corners: int) -> np.ndarray:
+    """Corners of a regular polygon in the unit circle, `(corners, 2)`."""
     angles = 2 * math.pi * np.arange(corners) / corners
     return np.stack([np.cos(angles), np.sin(angles)], 1)
 
@@ -230,11 +236,13 @@ def ellipse(
     radius_t: float | None = None,
     corners: int = 10,
 ) -> Outline:
+    """Outline of an ellipse around `(s, t)`; of a circle with one radius."""
     radius_t = radius_s if radius_t is None else radius_t
     return (unit_circle(corners) * (radius_s, radius_t) + (s, t)).tolist()
 
 
 def ring(s: float, t: float, radius: float, thickness: float) -> Outline:
+    """Outline of a ring around `(s, t)` with this outer radius."""
     inner = ellipse(s, t, radius - thickness, corners=14)
     outer = ellipse(s, t, radius, corners=14)
     return outer + outer[:1] + inner[:1] + inner[::-1]
