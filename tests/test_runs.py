@@ -8,7 +8,7 @@ import pytest
 
 from mtl_keras.commands import train
 from mtl_keras.errors import BusyError, UserError
-from mtl_keras.experiments import callbacks, evaluation, runs, setup
+from mtl_keras.experiments import callbacks, evaluation, runs, schedules, setup
 from mtl_keras.experiments.options import EvaluateOptions, TrainOptions
 from mtl_keras.experiments.problems import open_problem
 from mtl_keras.losses import MaskedLoss
@@ -489,7 +489,7 @@ def test_the_plateau_is_that_of_oxford():
     """PyTorch's scheduler waits for more than `patience` losses that are no better."""
     trainer = keras.Sequential([keras.layers.Dense(1)])
     trainer.compile(keras.optimizers.SGD(1.0))
-    callback = callbacks.ResumablePlateau([], **callbacks.PLATEAU)
+    callback = schedules.ResumablePlateau([], **schedules.PLATEAU)
     callback.set_model(trainer)
     callback.on_train_begin()
     rates = []
@@ -504,7 +504,7 @@ def test_the_plateau_is_that_of_oxford():
 def test_other_schedules_have_no_plateau(tmp_path):
     for schedule in ("constant", "poly", "cosine"):
         made = callbacks.make_callbacks(tmp_path, ("depth",), 10, schedule)
-        assert not any(isinstance(c, callbacks.ResumablePlateau) for c in made)
+        assert not any(isinstance(c, schedules.ResumablePlateau) for c in made)
     adam = setup.build_optimizer(
         TrainOptions(learning_rate=0.1, schedule="plateau"), 10
     )

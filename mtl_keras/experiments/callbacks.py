@@ -11,13 +11,8 @@ from tqdm import tqdm
 
 from mtl_keras.errors import DivergenceError
 from mtl_keras.experiments.runs import finished_epochs, read_history
+from mtl_keras.experiments.schedules import PLATEAU, ResumablePlateau
 from mtl_keras.tasks import METRICS, TASKS, best_metric, main_metric
-
-# Oxford, cityscapestask/train.py: PyTorch's defaults, but for a patience of 5 and a
-# threshold of 1e-3. PyTorch acts one validation later than Keras at equal patience, and
-# its threshold is a share of the best loss, which is none for a total that may be
-# negative: here it is absolute.
-PLATEAU = {"factor": 0.1, "patience": 6, "min_delta": 1e-3}
 
 
 class ProgressReport(keras.callbacks.Callback):
@@ -61,28 +56,6 @@ class ProgressReport(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self.bar is not None:
             self.bar.close()
-
-
-class ResumablePlateau(keras.callbacks.ReduceLROnPlateau):
-    """Keras's `ReduceLROnPlateau` on the validation loss, which starts where an
-    interrupted training left it.
-
-    Keras forgets how long the loss has not fallen. That follows from the losses so
-    far, so this callback goes through them again.
-
-    Args:
-        losses: list of float. The validation losses of the finished epochs.
-        **kwargs: passed on to `keras.callbacks.ReduceLROnPlateau`.
-    """
-
-    def __init__(self, losses: Sequence[float], **kwargs: Any) -> None:
-        super().__init__(monitor="val_loss", mode="min", **kwargs)
-        self.losses = losses
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        super().on_train_begin(logs)
-        for epoch, loss in enumerate(self.losses):
-            self.on_epoch_end(epoch, {"val_loss": loss})
 
 
 def make_callbacks(

@@ -9,6 +9,7 @@ from mtl_keras.errors import UserError
 from mtl_keras.experiments.options import EvaluateOptions, TrainOptions
 from mtl_keras.experiments.problems import Problem
 from mtl_keras.experiments.recipes import DATASETS
+from mtl_keras.experiments.schedules import build_schedule
 from mtl_keras.instances import cluster_offsets
 from mtl_keras.optimizers import FusedAdam
 from mtl_keras.tasks import tasks_of
@@ -162,15 +163,7 @@ def build_optimizer(
 ) -> keras.optimizers.Optimizer:
     """The optimizer of a run, with its learning rate schedule, except for that of
     `"plateau"`, which is a callback."""
-    rate = options.learning_rate
-    if options.schedule == "poly":
-        rate = keras.optimizers.schedules.PolynomialDecay(rate, num_steps, 0.0, 0.9)
-    elif options.schedule == "cosine":
-        # Rising first: at full rate, Adam's first steps kill units of the heads.
-        warmup = num_steps // 10
-        rate = keras.optimizers.schedules.CosineDecay(
-            0.0, num_steps - warmup, warmup_target=rate, warmup_steps=warmup
-        )
+    rate = build_schedule(options.schedule, options.learning_rate, num_steps)
     decay = options.weight_decay or None
     if options.optimizer == "sgd":
         return keras.optimizers.SGD(rate, 0.9, nesterov=True, weight_decay=decay)
