@@ -4,7 +4,7 @@ import pytest
 from sklearn.ensemble import RandomForestClassifier
 
 from mtl_keras import cityscapes, streets
-from mtl_keras.streets import rendering
+from mtl_keras.streets import rasterization, rendering
 from mtl_keras.streets.scenes import compose
 
 LABEL_IDS = cityscapes.LABEL_IDS
@@ -93,7 +93,7 @@ def test_a_pixel_of_the_ground_has_the_disparity_of_its_ray():
     rng = np.random.default_rng(9)
     scene, _ = compose(rng)  # the same draws as render_scene makes
     rendered = streets.render_scene(9)
-    view = rendering.scale_view(scene.view, (128, 256))
+    view = rasterization.scale_view(scene.view, (128, 256))
     road = rendered["semantic"] == LABEL_IDS["road"]
     row, column = np.nonzero(road & (rendered["disparity"] > 0))
     rays = np.stack([column, row, np.ones_like(row)])
@@ -145,17 +145,17 @@ def test_paint_order_puts_what_may_hide_last():
     person_before_bus, bus = (0.5, 1.0, 9.8, 10.2), (3, 5.5, 5, 17)
     person_behind_bus = (6, 6.5, 9.8, 10.2)
     boxes = np.array([bus, person_before_bus, far_left, person_behind_bus], float)
-    order = rendering.paint_order(boxes)
+    order = rasterization.paint_order(boxes)
     assert sorted(order) == [0, 1, 2, 3]
     assert order.index(3) < order.index(0) < order.index(1)
 
 
 def test_clip_near_keeps_what_lies_before_the_camera():
     square = np.array([[0, 0, -1.5], [4, 0, 2.5], [4, 4, 2.5], [0, 4, -1.5]], float)
-    clipped = rendering.clip_near(square)
-    assert len(clipped) == 4 and clipped[:, 2].min() == rendering.NEAR
-    np.testing.assert_allclose(clipped[clipped[:, 2] == rendering.NEAR][:, 0], 2)
-    assert len(rendering.clip_near(square - [0, 0, 9])) == 0
+    clipped = rasterization.clip_near(square)
+    assert len(clipped) == 4 and clipped[:, 2].min() == rasterization.NEAR
+    np.testing.assert_allclose(clipped[clipped[:, 2] == rasterization.NEAR][:, 0], 2)
+    assert len(rasterization.clip_near(square - [0, 0, 9])) == 0
 
 
 def test_stereo_finds_nothing_beside_a_near_object():

@@ -1,37 +1,33 @@
 """Renders a scene of flat surfaces as image, labels and disparity.
 
-The surfaces are painted far to near into one buffer of surface numbers, and
-everything else (class, instance, inverse depth, colour) is looked up by surface, so
-that all of it agrees at every pixel. With the camera matrix `K`, a plane has the
-image matrix `M = K [a b origin]`, and `inv(M) [u, v, 1] = [s, t, 1] / Z` gives the
-texture coordinates and the exact inverse depth of a pixel. Colours are linear until
+Class, instance, inverse depth and colour of a pixel are looked up by the surface that
+it shows, see `rasterization`: all of it agrees at every pixel. Colours are linear until
 the last step.
 """
 
-import functools
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from mtl_keras.cityscapes import CAMERA, IMAGE_SIZE, SKY_ID, encode_disparity
 from mtl_keras.hints import Size
+from mtl_keras.streets.rasterization import (
+    NEAR,
+    Planes,
+    clip_near,
+    rasterize,
+    scale_view,
+    subpixels,
+)
 from mtl_keras.streets.surfaces import (
-    BRICK,
-    GRAIN,
-    LEAF,
     PLAIN,
-    PLANKS,
-    SLABS,
-    UP,
     Scene,
     View,
 )
+from mtl_keras.streets.textures import TILE, texture_atlas, texture_values
 
 SUPERSAMPLE = 2  # colour samples per pixel and axis; labels take one of them
-NEAR = 0.5  # surfaces are clipped at this depth, metres
-TILE = 128  # texels along one edge of a texture
 
 
 class Weather(NamedTuple):
@@ -47,217 +43,6 @@ class Weather(NamedTuple):
     cover: float
     haze: float
     lamps: float
-
-
-def scale_view(view: View, image_size: Size, supersample: int = 1) -> View:
-    """The view at another image size. With `supersample`, every n-th sample lies on
-    the centre of a pixel."""
-    height, width = image_size
-    full_height, full_width = IMAGE_SIZE
-    x_scale, y_scale = width / full_width, height / full_height
-    resize = np.diag([x_scale, y_scale, 1.0])
-    resize[:2, 2] = 0.5 * x_scale - 0.5, 0.5 * y_scale - 0.5
-    finer = np.diag([supersample, supersample, 1.0])
-    return view._replace(intrinsics=finer @ resize @ view.intrinsics)
-
-
-def paint_order(boxes: np.ndarray) -> list[int]:
-    """Far-to-near order of objects on disjoint rectangles.
-
-    Of two rectangles, the one beyond a line across or along the street, with the
-    other and the camera on the near side, cannot hide the other.
-
-    Args:
-        boxes: `(n, 4)` of `x0, x1, z0, z1` relative to the camera.
-
-    Returns:
-        List of the n numbers, each after everything it may hide.
-    """
-    boxes = boxes[:, None] + (1e-3, -1e-3, 1e-3, -1e-3)  # neighbours may touch
-    x0, x1, z0, z1 = np.moveaxis(boxes, -1, 0)
-    behind = z0 >= z1.T
-    behind |= (x0 >= x1.T) & (x0 >= 0)
-    behind |= (x1 <= x0.T) & (x1 <= 0)
-    distance = np.hypot((x0 + x1) / 2, (z0 + z1) / 2)[:, 0]
-    farther = distance[:, None] > distance
-    before = np.where(behind == behind.T, farther & ~behind, behind)
-    waiting = before.sum(axis=0)
-    far_first = np.argsort(-distance, kind="stable")
-    order = []
-    for _ in far_first:
-        k = far_first[np.argmin(waiting[far_first])]
-        order.append(int(k))
-        waiting -= before[k]
-        waiting[k] = len(boxes) + 1
-    return order
-
-
-def subpixels(points: np.ndarray) -> np.ndarray:
-    """Homogeneous image points in sixteenths of a pixel, OpenCV's `shift=4`."""
-    return np.round(16 * points[:, :2] / points[:, 2:]).astype(np.int32)
-
-
-def clip_near(points: np.ndarray) -> np.ndarray:
-    """Part of a polygon with a depth of at least `NEAR`.
-
-    Args:
-        points: `(n, 3)` homogeneous image points whose last entry is the depth.
-    """
-    following = np.roll(points, -1, axis=0)
-    inside, follows = points[:, 2] >= NEAR, following[:, 2] >= NEAR
-    step = np.where(inside == follows, 1, following[:, 2] - points[:, 2])
-    crossing = points + ((NEAR - points[:, 2]) / step)[:, None] * (following - points)
-    kept = np.stack([points, crossing], 1).reshape(-1, 3)
-    return kept[np.stack([inside, inside != follows], 1).ravel()]
-
-
-class Planes(NamedTuple):
-    """Per surface: inverse image matrices `(n, 9)`, least and greatest inverse
-    depth `(n,)`, unit normals towards the camera `(n, 3)`."""
-
-    inverse: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    normals: np.ndarray
-
-
-def image_matrices(
-    scene: Scene, view: View, size: Size
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the surfaces of a scene lie in the image.
-
-    Returns:
-        Matrices `(n, 3, 3)` from `(s, t, 1)` to homogeneous image points, unit
-        normals towards the camera `(n, 3)`, and whether a surface is seen edge-on
-        and has no image, `(n,)` bool.
-    """
-    frames = np.array(scene.frames).reshape(-1, 3, 3)
-    frames[:, 2] -= view.position
-    normals = np.cross(frames[:, 0], frames[:, 1])
-    toward = -np.einsum("ni,ni->n", normals, frames[:, 2])
-    normals *= np.sign(toward)[:, None]
-    matrices = view.intrinsics @ view.rotation @ frames.transpose(0, 2, 1)
-    covers = len(scene.outlines) - len(frames)
-    scale = np.diag([size[1], size[0], 1.0])
-    matrices = np.concatenate([matrices, np.tile(scale, (covers, 1, 1))])
-    normals = np.concatenate([normals, np.tile(UP, (covers, 1))])
-    edge_on = np.append(np.abs(toward) < 1e-3, np.zeros(covers, bool))
-    matrices[edge_on] = np.eye(3)
-    return matrices, normals, edge_on
-
-
-def rasterise(scene: Scene, view: View, size: Size) -> tuple[np.ndarray, Planes]:
-    """Paints all surfaces far to near.
-
-    Args:
-        view: View with intrinsics in pixels of `size`.
-        size: `(height, width)`.
-
-    Returns:
-        Surface number of each pixel, `(H, W)` int32, -1 for sky, and the `Planes`.
-    """
-    height, width = size
-    matrices, normals, edge_on = image_matrices(scene, view, size)
-    lengths = np.array([len(outline) for outline in scene.outlines])
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    corners = np.ones((ends[-1], 3))
-    corners[:, :2] = [corner for outline in scene.outlines for corner in outline]
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    points = np.einsum("nij,nj->ni", matrices[owner], corners)
-    depth = np.maximum(points[:, 2], NEAR)
-    pixels = points[:, :2] / depth[:, None]
-    low, high = (f.reduceat(1 / depth, starts) for f in (np.minimum, np.maximum))
-    low[scene.level], high[scene.level] = 1e-3, 1 / NEAR
-    nearest = np.minimum.reduceat(points[:, 2], starts)
-    least = np.minimum.reduceat(pixels, starts)
-    most = np.maximum.reduceat(pixels, starts)
-    crosses = nearest < NEAR
-    visible = ~edge_on & (np.maximum.reduceat(points[:, 2], starts) > NEAR)
-    outside = (most < -1).any(1) | (least > (width, height)).any(1)
-    visible &= crosses | ~outside
-
-    surface = np.full(size, -1, np.int32)
-    fixed = np.round(16 * pixels).astype(np.int32)
-    for k in drawing_order(scene):
-        if not visible[k]:
-            continue
-        outline = fixed[starts[k] : ends[k]]
-        if crosses[k]:
-            outline = subpixels(clip_near(points[starts[k] : ends[k]]))
-        cv2.fillPoly(surface, [outline], int(k), shift=4)
-    inverse = np.linalg.inv(matrices).reshape(-1, 9)
-    return surface, Planes(inverse, low, high, normals)
-
-
-def drawing_order(scene: Scene) -> Iterator[int]:
-    """Numbers of all surfaces: ground, objects far to near, then the covers."""
-    count = len(scene.frames)
-    boxes = np.array(scene.boxes) - scene.view.position[[0, 0, 2, 2]]
-    starts, level = scene.starts, set(scene.level)
-    yield from range(starts[0])
-    yield from (k for k in scene.level if k >= starts[0])
-    ranges = list(zip(starts, starts[1:] + [count]))
-    for index in paint_order(boxes):
-        yield from (k for k in range(*ranges[index]) if k not in level)
-    yield from range(count, len(scene.outlines))
-
-
-def waves(rng: np.random.Generator, octaves: Any, decay: float = 0.6) -> np.ndarray:
-    """Tileable smooth noise, `(TILE, TILE)`, zero mean and unit deviation."""
-    total = np.zeros((TILE, TILE), np.float32)
-    for k in octaves:
-        coarse = rng.normal(size=(2**k, 2**k)).astype(np.float32)
-        padded = np.pad(coarse, 2, mode="wrap")
-        scale = TILE >> k
-        size = (2**k + 4) * scale
-        fine = cv2.resize(padded, (size, size), interpolation=cv2.INTER_CUBIC)
-        total += decay**k * fine[2 * scale :, 2 * scale :][:TILE, :TILE]
-    return (total - total.mean()) / total.std()
-
-
-@functools.cache
-def texture_atlas(levels: int = 6) -> np.ndarray:
-    """Textures at halving sharpness, `(textures, levels, TILE, TILE)` float32 with
-    zero mean and unit deviation at the sharpest level."""
-    rng = np.random.default_rng(0)
-    row, column = np.mgrid[:TILE, :TILE]
-    layers = {
-        PLAIN: waves(rng, range(1, 7)),
-        GRAIN: 0.5 * waves(rng, range(1, 5)) + waves(rng, [7]),
-        LEAF: waves(rng, range(3, 8), decay=0.95),
-    }
-    shifted = (column + 8 * (row // 8 % 2)) % TILE
-    joints = (row % 8 < 2) | (shifted % 16 < 2)
-    tone = rng.normal(size=(16, 8)).repeat(8, 0).repeat(16, 1)
-    tone = np.where(row // 8 % 2 == 0, tone, np.roll(tone, -8, 1))
-    layers[BRICK] = np.where(joints, -1.8, 0.5 + 0.6 * tone)
-    joints = (row % 32 < 2) | (column % 32 < 2)
-    tone = rng.normal(size=(4, 4)).repeat(32, 0).repeat(32, 1)
-    layers[SLABS] = np.where(joints, -3.0, 0.6 * tone) + 0.4 * waves(rng, [7])
-    tone = rng.normal(size=(1, 16)).repeat(TILE, 0).repeat(8, 1)
-    layers[PLANKS] = np.where(column % 8 < 3, -1.2, 0.8 + 0.4 * tone)
-    atlas = np.empty((len(layers), levels, TILE, TILE), np.float32)
-    for texture, layer in layers.items():
-        layer = ((layer - layer.mean()) / layer.std()).astype(np.float32)
-        padded = np.pad(layer, TILE // 2, mode="wrap")
-        for level in range(levels):
-            blurred = cv2.GaussianBlur(padded, (0, 0), 0.5 * 2**level)
-            blurred = blurred if level else padded
-            half = TILE // 2
-            atlas[texture, level] = blurred[half : half + TILE, half : half + TILE]
-    return atlas
-
-
-def texture_values(
-    texture: int | np.ndarray, level: int | np.ndarray, s: np.ndarray, t: np.ndarray
-) -> np.ndarray:
-    """Nearest texels of a texture number, a sharpness level and texel coordinates."""
-    atlas = texture_atlas()
-    column = s.astype(np.int32) & (TILE - 1)
-    row = t.astype(np.int32) & (TILE - 1)
-    index = ((texture * atlas.shape[1] + level) * TILE + row) * TILE + column
-    return np.take(atlas.ravel(), index)
 
 
 class Pixels(NamedTuple):
@@ -471,7 +256,7 @@ def render(scene: Scene, weather: Weather, image_size: Size) -> dict[str, np.nda
     height, width = image_size
     view = scale_view(scene.view, image_size, SUPERSAMPLE)
     size = (SUPERSAMPLE * height, SUPERSAMPLE * width)
-    surface, planes = rasterise(scene, view, size)
+    surface, planes = rasterize(scene, view, size)
     pixels = locate_pixels(surface, planes)
     color = shade(scene, view, pixels, planes, weather)
 

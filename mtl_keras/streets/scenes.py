@@ -16,24 +16,10 @@ from mtl_keras import cityscapes
 from mtl_keras.hints import PathLike, Size
 from mtl_keras.png import encode_png
 from mtl_keras.streets import rendering
-from mtl_keras.streets.objects import (
-    PAINTED,
-    add_car,
-    add_clutter,
-    add_pedestrian,
-    add_pole,
-    add_tree,
-    add_two_wheeler,
-    add_vehicle,
-)
-from mtl_keras.streets.plan import (
-    KERB,
-    Street,
-    add_frontage,
-    add_ground,
-    add_skyline,
-    sample_street,
-)
+from mtl_keras.streets.frontages import add_frontage, add_skyline
+from mtl_keras.streets.objects import PAINTED, add_clutter, add_pole, add_tree
+from mtl_keras.streets.people import add_pedestrian, add_two_wheeler
+from mtl_keras.streets.plan import KERB, Street, add_ground, sample_street
 from mtl_keras.streets.surfaces import (
     BLACK,
     SIDES,
@@ -43,6 +29,7 @@ from mtl_keras.streets.surfaces import (
     rectangle,
     scaled,
 )
+from mtl_keras.streets.vehicles import add_car, add_vehicle
 
 VERSION = 4  # of the scenes; raise it when a seed gives another scene than before
 SPLITS = ("train", "val", "test")
