@@ -5,7 +5,7 @@ noise of standard deviation 10 and 1, which nobody tells the network:
 
     y1 = 2 x + 8 + N(0, 10)        y2 = 3 x + 3 + N(0, 1)
 
-`UncertaintyWeighting` learns one sigma a task. With squared errors and the likelihood
+`UncertaintyWeighting` learns one sigma per task. With squared errors and the likelihood
 `gaussian` it is the standard deviation of what cannot be predicted, here the noise,
 and the losses are weighted by 1 / (2 sigma^2): the first task by 1/200, the second by
 1/2, so that neither drowns the other.

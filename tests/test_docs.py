@@ -1,0 +1,86 @@
+"""What the documents point at exists: files, options, modules."""
+
+import dataclasses
+import importlib.util
+import pathlib
+import re
+
+import pytest
+
+from mtl_keras.experiments.options import (
+    EvaluateOptions,
+    SeriesOptions,
+    parse_given,
+)
+from mtl_keras.experiments.tables import plan_runs
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "data/README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+LINK = re.compile(r"\]\(\s*([^)\s]+)\s*\)")
+# A command ends with its line, at a comment, or where inline code ends.
+COMMAND = re.compile(r"python (train|evaluate)\.py([^`#\n]*)")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+OTHER_OPTIONS = {"--help", "--preset", "--rounds"}  # the latter two of benchmarks
+MODULE = re.compile(r"python -m ((?:benchmarks|examples|docs)\.\w+)")
+PLACEHOLDERS = {"ROW": "all", "RATE": "1e-3"}
+
+
+def read(document):
+    return document.read_text(encoding="utf-8")
+
+
+def commands_of(document):
+    for script, arguments in COMMAND.findall(read(document)):
+        for placeholder, value in PLACEHOLDERS.items():
+            arguments = arguments.replace(placeholder, value)
+        yield script, arguments.split()
+
+
+def headings_of(path):
+    titles = re.findall(r"^#+ (.*)$", read(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_resolve(document):
+    for link in LINK.findall(read(document)):
+        if "://" in link:
+            continue
+        path, _, heading = link.partition("#")
+        target = document.parent / path if path else document
+        assert target.exists(), link
+        assert not heading or heading in headings_of(target), link
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_parse(document):
+    for script, arguments in commands_of(document):
+        if "--help" in arguments:
+            continue
+        try:
+            if script == "train":
+                plan_runs(arguments)
+            else:
+                parse_given(EvaluateOptions, arguments, positional=("run",))
+        except SystemExit as error:
+            raise AssertionError(f"{script}.py {' '.join(arguments)}") from error
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_options_exist(document):
+    known = {
+        f"--{field.name.replace('_', '-')}"
+        for options_class in (SeriesOptions, EvaluateOptions)
+        for field in dataclasses.fields(options_class)
+    }
+    assert set(OPTION.findall(read(document))) <= known | OTHER_OPTIONS
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_modules_exist(document):
+    for module in MODULE.findall(read(document)):
+        assert importlib.util.find_spec(module), module
