@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 
-from mtl_keras.experiments.options import parse_size
+from mtl_keras.experiments.arguments import parse_size
 
 
 @dataclasses.dataclass(frozen=True)

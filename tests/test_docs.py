@@ -7,11 +7,8 @@ import re
 
 import pytest
 
-from mtl_keras.experiments.options import (
-    EvaluateOptions,
-    SeriesOptions,
-    parse_given,
-)
+from mtl_keras.experiments.arguments import parse_given
+from mtl_keras.experiments.options import EvaluateOptions, SeriesOptions
 from mtl_keras.experiments.tables import plan_runs
 
 ROOT = pathlib.Path(__file__).parents[1]

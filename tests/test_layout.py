@@ -46,6 +46,7 @@ LIGHT = (
     "commands.evaluate",
     "commands.train",
     "data.examples",
+    "experiments.arguments",
     "experiments.options",
     "experiments.recipes",
     "experiments.tables",

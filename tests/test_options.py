@@ -9,13 +9,13 @@ import pytest
 
 from mtl_keras.commands.console import run_command
 from mtl_keras.errors import UserError
+from mtl_keras.experiments.arguments import parse_options
 from mtl_keras.experiments.options import (
     OPTIONS_VERSION,
     EvaluateOptions,
     SeriesOptions,
     TrainOptions,
     differing_options,
-    parse_options,
     read_options,
     write_options,
 )

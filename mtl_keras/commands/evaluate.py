@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from mtl_keras.commands.console import start_tensorflow
 from mtl_keras.errors import UserError
+from mtl_keras.experiments.arguments import parse_options
 from mtl_keras.experiments.options import (
     EvaluateOptions,
     TrainOptions,
     differing_options,
-    parse_options,
     read_options,
 )
 

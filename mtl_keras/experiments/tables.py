@@ -10,12 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtl_keras.errors import UserError
-from mtl_keras.experiments.options import (
-    SeriesOptions,
-    TrainOptions,
-    override,
-    parse_given,
-)
+from mtl_keras.experiments.arguments import parse_given
+from mtl_keras.experiments.options import SeriesOptions, TrainOptions, override
 from mtl_keras.experiments.recipes import (
     DATASETS,
     RECIPES,
