@@ -160,10 +160,10 @@ def format_comparison(title, rows):
     header = [
         "variant",
         "pass",
-        "s an image",
+        "s per image",
         "images/s",
         "times as fast",
-        "GFLOP an image",
+        "GFLOP per image",
         "share of matmul rate",
         "peak memory, GiB",
         "first step after, s",
@@ -245,7 +245,7 @@ def list_comparisons(options):
 
 
 def is_finished(rows, variants, rounds):
-    """Whether these rows are of these variants and hold so many rounds."""
+    """Whether these rows are of these variants and hold this many rounds."""
     return [Variant(**row["variant"]) for row in rows] == variants and all(
         len(row["seconds"]["matmul"]) >= rounds for row in rows
     )

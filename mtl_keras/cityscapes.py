@@ -159,7 +159,7 @@ def labels_of(label_set: str) -> tuple[Label, ...]:
     """The labels of a label set, a class each, in the order of the class indices.
 
     Raises:
-        ValueError: for a name that is no key of `LABEL_SETS`.
+        ValueError: for a name that is not a key of `LABEL_SETS`.
     """
     if label_set not in LABEL_SETS:
         raise ValueError(

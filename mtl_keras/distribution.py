@@ -35,7 +35,7 @@ def sum_over_replicas(value: Tensor) -> Tensor:
 
 
 def mean_over_replicas(total: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of which every replica holds a part.
+    """The mean of values of which every replica holds a part.
 
     Its value is `sum(total) / sum(count)`, the same on all replicas, and 0 without an
     element. Its gradient is that of this replica's own part, times the number of

@@ -262,7 +262,7 @@ class AtrousConv2D(keras.layers.Conv2D):
         conv(x) = sum_uv S_uv (x @ kernel[u, v])
 
     and each product is taken over the pixels that the shift leaves inside the
-    image. On 16x32 pixels a 3x3 kernel at rate 12 then costs 3.4 products a pixel
+    image. On 16x32 pixels a 3x3 kernel at rate 12 then costs 3.4 products per pixel
     instead of 9; at rate 24, where the taps above and below meet nothing but
     padding, 1.5; and at rate 36 it is a 1x1 convolution. TensorFlow's dilated
     convolution on CPUs is much slower still at such rates; at rates up to 4 it is

@@ -204,7 +204,7 @@ def sum_loss(
         that it does not matter whether it divides by their sum or by their number.
 
     Raises:
-        ValueError: for a mask of another shape, for a loss that is no scalar or that
+        ValueError: for a mask of another shape, for a loss that is not a scalar or that
             cannot be masked, and for targets that a loss of Keras would stretch to the
             shape of the predictions.
     """

@@ -52,7 +52,7 @@ class EvaluatedMeanIoU(keras.metrics.IoU):
     ) -> None:
         table = ops.convert_to_tensor(self._table, "int32")
         y_true = ops.cast(y_true, "int32")
-        # 255 and -1, the usual marks of pixels without a label, are no class.
+        # 255 and -1, the usual marks of pixels without a label, are not classes.
         is_class = ops.logical_and(y_true >= 0, y_true < len(self._table))
         y_true = ops.take(table, ops.where(is_class, y_true, 0))
         y_pred = ops.take(table, ops.argmax(y_pred, axis=-1))

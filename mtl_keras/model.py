@@ -292,7 +292,7 @@ def build_small_network(
     sizes of the encoder in reverse, for the image, which a ReLU and a tanh end.
 
     Two things differ. The 2x2 convolutions keep the size of their maps instead of
-    losing a row and a column. The code is linear, since units behind a ReLU die
+    losing a row and a column. The code is linear, since units after a ReLU die
     where it has few channels. Sides of 2 are halved no further, and the code has
     one number to twelve pixels, but at least 4 channels: 2x2x4 for 8x8.
 

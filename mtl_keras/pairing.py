@@ -146,7 +146,7 @@ class Pairing:
 
 
 def _check_signs(whose, mask):
-    """Raises `ValueError` for an array that is no mask and no weights."""
+    """Raises `ValueError` for an array that is neither a mask nor weights."""
     if isinstance(mask, np.ndarray) and not (mask >= 0).all():
         raise ValueError(
             f"{whose} has values that are negative or NaN; it must be 0 where nothing "

@@ -22,17 +22,17 @@ class Task:
         kind: str, what it is a task of: `"scenes"` or `"small_images"`.
         channels: int, those of the output; `None` for one per class.
         make_loss: function without arguments that returns a `keras.losses.Loss`.
-        metrics: names of its metrics; `{task}/{name}` is a key of `METRICS`. By the
-            first one sweeps, progress and the best checkpoint go.
+        metrics: names of its metrics; `{task}/{name}` is a key of `METRICS`. Sweeps,
+            progress and the best checkpoint go by the first one.
         likelihood: str, its likelihood under learned weights, if no other is given.
-        constant: str, what a predictor says that does not look at the image:
+        constant: str, what a predictor that does not look at the image says:
             `"majority"` (the most frequent class), `"zero"`, `"median"` (of all
             values) or `"median_image"` (pixel by pixel).
         color: str, of its curves.
         labels: kinds of label files, of `cityscapes.FILES`, that targets are made
             from.
-        optional_labels: kinds that are used where there are some, and what follows
-            if there are none.
+        optional_labels: kinds that are used if present, and what follows
+            if they are missing.
     """
 
     kind: str
@@ -51,7 +51,7 @@ class Metric:
     """What there is to know of a metric.
 
     Attributes:
-        header: str, what its column in a table is headed with, the unit included.
+        header: str, the head of its column in a table, with the unit.
         make: function of the name of a label set that returns a
             `keras.metrics.Metric`; `None` for what Keras does not compute.
         factor: float, from the metric to the unit of its column.

@@ -79,7 +79,7 @@ class MultiTaskTrainer(keras.Model):
         task_metrics: optional dict. Task name to a metric or a list of metrics,
             `keras.metrics.Metric` or their names.
         sigma_learning_rate_factor: float. The learning rate of the weights of
-            `weighting`, in that of the optimizer. Adam moves a weight by at most one
+            `weighting`, in units of the optimizer's. Adam moves a weight by at most one
             learning rate per step, too slow for a log variance that may have to
             travel several units. Defaults to `10.0`.
         **kwargs: passed on to `keras.Model`.
@@ -164,7 +164,7 @@ class MultiTaskTrainer(keras.Model):
         self.count_trackers = {
             task: keras.metrics.Sum(name=f"{task}_count") for task in self.task_metrics
         }
-        self._warned_of: set[tuple] = set()
+        self._warned_of: set[str] = set()
         self.built = network.built
 
     def call(self, x: Any, training: bool | None = None) -> Any:
@@ -222,38 +222,15 @@ class MultiTaskTrainer(keras.Model):
                 "`optimizer` must not be a MultiOptimizer: give the optimizer of the "
                 "network, and `sigma_optimizer` for the weights of the weighting."
             )
+        sigma_optimizer = sigma_optimizer and keras.optimizers.get(sigma_optimizer)
         strategy = getattr(self, "distribute_strategy", None)  # of TensorFlow
         if strategy is not None and strategy.num_replicas_in_sync > 1:
-            for name, plain in {"steps_per_execution": 1, "jit_compile": False}.items():
-                if kwargs.get(name, plain) not in (plain, "auto"):
-                    raise ValueError(
-                        "On several replicas of tf.distribute Keras fails with "
-                        f"`{name}`; leave it out."
-                    )
-            check_replicated(inner)
-            if sigma_optimizer:
-                check_replicated(keras.optimizers.get(sigma_optimizer))
+            _check_replicas([inner, sigma_optimizer], kwargs)
         if any(getattr(inner, name, None) for name in DECAYS):
-            if not self.network.built:
-                raise ValueError(
-                    "Weight decay is restricted to kernels, which the network does not "
-                    "have before it is built; call it on a batch before `compile`."
-                )
-            inner.exclude_from_weight_decay(
-                var_list=[
-                    variable
-                    for variable in self.trainable_variables
-                    if len(variable.shape) < 2 or not inner._use_weight_decay(variable)
-                ]
-            )
-        sigmas = self.weighting.trainable_variables
-        if sigmas:
-            inner = WeightingOptimizer(
-                inner,
-                sigma_optimizer and keras.optimizers.get(sigma_optimizer),
-                self.sigma_learning_rate_factor,
-                sigmas,
-            )
+            self._restrict_decay(inner)
+        if sigmas := self.weighting.trainable_variables:
+            factor = self.sigma_learning_rate_factor
+            inner = WeightingOptimizer(inner, sigma_optimizer, factor, sigmas)
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer.inner_optimizer = inner
             if optimizer.built:
@@ -261,6 +238,20 @@ class MultiTaskTrainer(keras.Model):
         else:
             optimizer = inner
         super().compile(optimizer=optimizer, **kwargs)
+
+    def _restrict_decay(self, optimizer):
+        if not self.network.built:
+            raise ValueError(
+                "Weight decay is restricted to kernels, which the network does not "
+                "have before it is built; call it on a batch before `compile`."
+            )
+        optimizer.exclude_from_weight_decay(
+            var_list=[
+                variable
+                for variable in self.trainable_variables
+                if len(variable.shape) < 2 or not optimizer._use_weight_decay(variable)
+            ]
+        )
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -495,7 +486,7 @@ class MultiTaskTrainer(keras.Model):
 
     def _get_metrics_result_or_logs(self, logs):
         # At the end of an epoch or of an evaluation. Total, sigmas and weights are
-        # those of the last step; the metrics of all replicas are to be had only here.
+        # those of the last step; only here are the metrics those of all replicas.
         self._check_epoch()
         results = self.get_metrics_result()
         own = {k: v for k, v in logs.items() if k == "loss" or k not in results}
@@ -569,6 +560,18 @@ def _unless_empty(score, count):
     score = as_float(score)
     is_empty = ops.equal(ops.convert_to_tensor(count), 0.0)
     return ops.where(is_empty, ops.full_like(score, math.nan), score)
+
+
+def _check_replicas(optimizers, options):
+    """Raises `ValueError` for what Keras cannot do on several replicas."""
+    for name, plain in {"steps_per_execution": 1, "jit_compile": False}.items():
+        if options.get(name, plain) not in (plain, "auto"):
+            raise ValueError(
+                f"On several replicas of tf.distribute Keras fails with `{name}`; "
+                "leave it out."
+            )
+    for optimizer in filter(None, optimizers):
+        check_replicated(optimizer)
 
 
 def _check_weighting(weighting, tasks):

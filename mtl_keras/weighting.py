@@ -11,8 +11,8 @@ from mtl_keras.hints import Tensor
 from mtl_keras.likelihoods import LIKELIHOODS
 from mtl_keras.losses import as_float
 
-# An equilibrium is found from so many elements at least. The mean of one or two may be
-# tiny by chance; the next losses would then have enormous gradients.
+# An equilibrium is found from at least this many elements. The mean of one or two may
+# be tiny by chance; the next losses would then have enormous gradients.
 FIRST_ELEMENTS = 8
 
 
@@ -45,7 +45,7 @@ class UncertaintyWeighting(keras.layers.Layer):
             value of every `s`. A task without one has 0 and waits for `start`, which
             `MultiTaskTrainer` calls: it then begins at the equilibrium of its first
             loss, whatever the units of its targets. If that is the mean of fewer than
-            8 elements, it begins at that of the first losses until they are 8.
+            8 elements, the next losses count as well, until there are 8.
         bounds: pair of float. `s` stays between them; with the default, weights
             between 1e-13 and 1e13. They are a constraint of the variables, which
             every optimizer of Keras respects. Defaults to `(-30.0, 30.0)`.
@@ -62,7 +62,7 @@ class UncertaintyWeighting(keras.layers.Layer):
         The total, a scalar: float32, or float64 if a loss is.
 
     Raises:
-        ValueError: for an unknown likelihood or task, or a start outside of the
+        ValueError: for an unknown likelihood or task, or a start outside the
             bounds.
 
     Example:
@@ -178,8 +178,8 @@ class UncertaintyWeighting(keras.layers.Layer):
         of a sample. `MultiTaskTrainer` does it by itself.
 
         Args:
-            losses: dict of scalars by task, whose values have to be known: not inside
-                of a compiled function, where JAX would lose the new values.
+            losses: dict of scalars by task. Their values have to be known, which they
+                are not inside a compiled function.
 
         Raises:
             ValueError: for an unknown task, a negative loss, or one without a value.
@@ -192,7 +192,7 @@ class UncertaintyWeighting(keras.layers.Layer):
             except TypeError as error:
                 raise ValueError(
                     "`start` needs the values of the losses; call it before the first "
-                    "step, outside of compiled functions."
+                    "step, outside compiled functions."
                 ) from error
             self.observe(task, ops.convert_to_tensor(loss), FIRST_ELEMENTS)
 
@@ -324,7 +324,7 @@ class FixedWeighting(keras.layers.Layer):
         **kwargs: passed on to `keras.layers.Layer`.
 
     Call arguments:
-        losses: dict of scalar tensors, the keys are tasks of `weights`.
+        losses: dict of scalar tensors. The keys are tasks of `weights`.
         present: ignored; the loss of an absent task is 0 anyway.
 
     Returns:

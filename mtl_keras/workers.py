@@ -1,4 +1,4 @@
-"""Worker processes: one a core, for many jobs of one function.
+"""Worker processes: one per core, for many jobs of one function.
 
 This module runs in worker processes, so it imports nothing heavy.
 """

@@ -375,7 +375,7 @@ def test_object_score_deletes_predictions_alone(tmp_path, name):
     average_precision.write_prediction(tmp_path, "a_0_0", TWO_CARS, [(CAR, 0.5)] * 2)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
-    with pytest.raises(UserError, match=f"{name} is no prediction"):
+    with pytest.raises(UserError, match=f"{name} is not a prediction"):
         ObjectScorer(1, "label_ids", "true", "optics", tmp_path)
     assert (tmp_path / name).read_text() == "mine"
     assert (tmp_path / "a_0_0.txt").exists()

@@ -334,7 +334,8 @@ def test_train_ids_are_recognised(own_tree):
 def test_values_that_are_no_instance_id(own_tree, value):
     path = path_of(own_tree, "instance")
     put(path, value)
-    with pytest.raises(UserError, match=f"{path.name} holds {value}, which is no inst"):
+    sentence = f"{path.name} holds {value}, which is not an inst"
+    with pytest.raises(UserError, match=sentence):
         read(own_tree)
 
 

@@ -118,7 +118,7 @@ def test_other_options_are_named(run):
 
 def test_foreign_directories_are_left_alone(tmp_path):
     (tmp_path / "photo.png").write_text("mine")
-    with pytest.raises(UserError, match=f"{tmp_path} exists and is no run"):
+    with pytest.raises(UserError, match=f"{tmp_path} exists and is not a run"):
         claim(make_options(tmp_path), 30)
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
     for output in (tmp_path / "photo.png", tmp_path / "photo.png" / "run"):

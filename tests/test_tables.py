@@ -231,5 +231,5 @@ def test_find_root(tmp_path, monkeypatch):
         find_root("A", root="runs/A-streets")
         == (tmp_path / "runs").relative_to(tmp_path) / "A-streets"
     )
-    with pytest.raises(UserError, match="none is no directory of runs"):
+    with pytest.raises(UserError, match="none is not a directory of runs"):
         find_root("A", root="none")

@@ -178,7 +178,7 @@ def report(
     if options.instances:
         found = name_instance_metrics(results["instances"])
         scores["metrics"] |= found
-        # A constant class is no thing.
+        # A constant class is not a thing.
         scores["constant_predictor"] |= dict.fromkeys(found, 0.0)
         title += (
             f"; objects by {options.method} in the {options.object_classes} classes"

@@ -108,7 +108,7 @@ def has_files(root: PathLike, kind: str) -> bool:
 
 def _find_files(root, split, kind):
     """Paths of the files of a kind, without hidden ones: a Mac leaves a file
-    `._NAME`, which is no image, beside every NAME of an archive."""
+    `._NAME`, which is not an image, beside every NAME of an archive."""
     folder, ending = FILES[kind]
     for city in _list_directory(pathlib.Path(root) / folder / split):
         for path in _list_directory(city):
@@ -281,9 +281,9 @@ def _check_ids(path, ids, kind):
         return
     if kind == "instance":
         raise UserError(
-            f"{path} holds {wrong.max()}, which is no instance id; those are the label "
-            "id * 1000 + a number for an object and the label id alone for all else, "
-            "0 where there is no label."
+            f"{path} holds {wrong.max()}, which is not an instance id; those are the "
+            "label id * 1000 + a number for an object and the label id alone for all "
+            "else, 0 where there is no label."
         )
     last = LABELS[-1].id
     train_ids = {label.train_id for label in LABELS}
@@ -295,7 +295,7 @@ def _check_ids(path, ids, kind):
     else:
         hint = "write 0 where there is no label"
     raise UserError(
-        f"{path} holds {wrong.max()}, which is no label id (0 to {last}); {hint}."
+        f"{path} holds {wrong.max()}, which is not a label id (0 to {last}); {hint}."
     )
 
 

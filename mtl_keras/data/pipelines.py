@@ -203,7 +203,7 @@ def is_taken_evenly(index: Any, count: int, total: int) -> Any:
 
 
 def without_autotuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """The data set with the parallelism that it starts with, a thread a core.
+    """The data set with the parallelism that it starts with, a thread per core.
 
     The thread that tunes sleeps between two looks, twice as long each time and up to
     a minute, and an iterator is not let go before it wakes: the end of every run

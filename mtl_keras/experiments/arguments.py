@@ -99,7 +99,7 @@ def parse_size(text: str) -> Size:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if not match or min(map(int, match.groups())) < 32:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no image size: write HEIGHTxWIDTH in pixels, each at "
+            f"{text!r} is not an image size: write HEIGHTxWIDTH in pixels, each at "
             "least 32, such as 128x256"
         )
     return int(match[1]), int(match[2])
@@ -118,7 +118,7 @@ def parse_task_pair(text: str) -> tuple[str, ...]:
     pair = parse_tasks(text)
     if len(pair) != 2 or TASKS[pair[0]].kind != TASKS[pair[1]].kind:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no pair of tasks of one network: write TASK,TASK, such as "
+            f"{text!r} is not a pair of tasks of one network: write TASK,TASK, such as "
             "semantic,depth"
         )
     return pair
@@ -192,7 +192,7 @@ def parse_range(text: str) -> tuple[float, float]:
         ends = []
     if len(ends) not in (1, 2) or not 0 < ends[0] <= ends[-1] < float("inf"):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no range of variances: write LOW,HIGH, such as 0.2,1"
+            f"{text!r} is not a range of variances: write LOW,HIGH, such as 0.2,1"
         )
     return ends[0], ends[-1]
 
@@ -273,7 +273,7 @@ def _describe(values):
 
 
 def _as_text(value):
-    """A value as one would write it behind its flag."""
+    """A value as it is written after its flag."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):

@@ -65,7 +65,7 @@ class TrainOptions:
     )
     train_frames: int = option(
         0,
-        "train on so many frames of the training split, spread over it evenly "
+        "train on this many frames of the training split, spread over it evenly "
         "(default: all)",
         parse_positive(int),
     )

@@ -53,7 +53,7 @@ def check_directory(options: TrainOptions) -> pathlib.Path:
             )
     elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(
-            f"{directory} exists and is no run of train.py; choose another --output."
+            f"{directory} exists and is not a run of train.py; choose another --output."
         )
     return directory
 

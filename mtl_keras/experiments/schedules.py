@@ -7,7 +7,7 @@ import keras
 
 # Oxford, cityscapestask/train.py: PyTorch's defaults, but for a patience of 5 and a
 # threshold of 1e-3. PyTorch acts one validation later than Keras at equal patience, and
-# its threshold is a share of the best loss, which is none for a total that may be
+# its threshold is a share of the best loss, which means nothing for a total that may be
 # negative: here it is absolute.
 PLATEAU = {"factor": 0.1, "patience": 6, "min_delta": 1e-3}
 

@@ -67,7 +67,7 @@ def check_evaluation(options: EvaluateOptions, trained: TrainOptions) -> None:
 
 
 def _check_objects(tasks, object_classes):
-    """Raises `UserError` if objects are not to be had from these tasks."""
+    """Raises `UserError` if these tasks do not yield objects."""
     if "instance" not in tasks:
         raise UserError(
             "--instances needs the task instance, which the run was not trained for; "

@@ -190,7 +190,7 @@ def find_root(name: str = "", pair: Sequence[str] = (), root: str = "") -> pathl
     """
     if root:
         if not pathlib.Path(root).is_dir():
-            raise UserError(f"{root} is no directory of runs; train them first.")
+            raise UserError(f"{root} is not a directory of runs; train them first.")
         return pathlib.Path(root)
     stem = _stem(name, pair)
     found = [

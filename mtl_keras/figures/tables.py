@@ -118,7 +118,7 @@ def plot_sweep(comparison: Any, path: PathLike) -> None:
 
 
 def plot_trajectories(comparison: Any, path: PathLike) -> bool:
-    """Draws the noise levels of the learned rows over the steps, a line a seed.
+    """Draws the noise levels of the learned rows over the steps, a line per seed.
 
     Returns whether there was anything to draw.
     """

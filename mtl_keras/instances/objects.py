@@ -138,8 +138,8 @@ def _remove_predictions(directory):
             predictions |= {path, *(directory / line.split()[0] for line in lines)}
     if others := sorted(set(files) - predictions):
         raise UserError(
-            f"{others[0]} is no prediction, and {directory} is for predictions alone; "
-            "move that file away or choose another directory."
+            f"{others[0]} is not a prediction, and {directory} is for predictions "
+            "alone; move that file away or choose another directory."
         )
     for path in files:
         path.unlink()

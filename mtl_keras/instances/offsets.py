@@ -2,7 +2,7 @@
 
 The network tells apart the objects of a class by where each pixel believes its
 object's centre to be. The sign is fixed here and nowhere else:
-`centre = pixel + offset`, as `(dy, dx)` in pixels of the grid at hand. A pixel
+`centre = pixel + offset`, as `(dy, dx)` in pixels of the grid. A pixel
 votes for the position `pixel + offset`; instances are the clusters of votes.
 
 References:

@@ -39,7 +39,7 @@ def export_saved_model(network: keras.Model, path: PathLike) -> None:
 
     Its only endpoint takes and returns what `build_serving_model` says, and is
     `tf.saved_model.load(path).serve` as well as the signature `serving_default`.
-    The loss weighting is no part of the network, so no sigma is exported.
+    The loss weighting is not part of the network, so no sigma is exported.
 
     Args:
         network: a model of `build_network`.
