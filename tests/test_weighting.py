@@ -353,7 +353,7 @@ def test_start_is_not_compiled():
         import tensorflow as tf
 
         compiled = tf.function(start, autograph=False)
-    with pytest.raises(ValueError, match="outside of compiled functions"):
+    with pytest.raises(ValueError, match="outside compiled functions"):
         compiled(ops.array(2.0))
 
 
