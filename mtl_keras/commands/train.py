@@ -102,7 +102,11 @@ def fit(
     epochs: int,
     steps_per_epoch: int,
 ) -> None:
-    """Trains from the last checkpoint, or from the start, to the last epoch."""
+    """Trains from the last checkpoint, or from the start, to the last epoch.
+
+    Keras validates after every epoch; the table of a run is computed apart from this,
+    for the reason that `experiments.evaluation` gives.
+    """
     from mtl_keras.experiments import callbacks, evaluation, runs, setup
 
     options, num_steps = problem.options, epochs * steps_per_epoch

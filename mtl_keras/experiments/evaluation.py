@@ -1,9 +1,9 @@
 """Evaluators: each looks at the predictions for a split and comes to a result.
 
-`evaluate.py` is a loop over them. Beside the trainer's own metrics, which Keras keeps
-while it validates, the scores of a table are computed here by the same metrics: the
-constant predictor and what is drawn and written need the predictions themselves, which
-`keras.Model.evaluate` does not let one see. A test holds the two to one another.
+There are two score engines. While it trains, Keras validates with the metrics of the
+trainer. The table of a run comes from `evaluate` here, with the same metrics: the
+constant predictor, pictures, objects and files need the predictions themselves, which
+`keras.Model.evaluate` does not hand out. A test keeps the two equal.
 """
 
 import json
