@@ -74,7 +74,7 @@ serve(Target())
 
 
 def read_state(worker):
-    status = Path(f"/proc/{worker._process.pid}/status").read_text()
+    status = Path(f"/proc/{worker._process.pid}/status").read_text(encoding="utf-8")
     return next(line for line in status.splitlines() if line.startswith("State"))
 
 

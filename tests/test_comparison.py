@@ -38,7 +38,7 @@ def write_runs(root, arguments, scores, constants):
         (directory / "constant_result.json").write_text(json.dumps(constants))
         sigmas = [f"{task}/sigma" for task in options.tasks]
         learned = options.weighting == "learned"
-        with open(directory / "history.csv", "w") as file:
+        with open(directory / "history.csv", "w", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["epoch", *sigmas * learned])
             for epoch in range(3):
@@ -142,7 +142,7 @@ def test_runs_that_diverged_are_counted(tmp_path):
     cells = cells_of(comparison.format_comparison(found))
     assert cells["all"][1] == "2 (1 diverged)" and cells["depth"][1] == "2"
     comparison.write_csv(found, tmp_path / "table.csv")
-    with open(tmp_path / "table.csv", newline="") as file:
+    with open(tmp_path / "table.csv", encoding="utf-8", newline="") as file:
         lines = [line for line in csv.DictReader(file) if line["row"] == "all"]
     assert {line["diverged"] for line in lines} == {"1"}
 
@@ -203,7 +203,7 @@ def test_a_foreign_run_does_not_hide_its_row(tmp_path):
 
 def test_csv_has_a_line_for_every_row_and_metric(table, tmp_path):
     comparison.write_csv(table, tmp_path / "table.csv")
-    with open(tmp_path / "table.csv", newline="") as file:
+    with open(tmp_path / "table.csv", encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 3 * len(TABLES["A"].rows)
     (line,) = [

@@ -237,7 +237,7 @@ def test_a_user_error_is_one_sentence(capsys):
     "act, sentence",
     [
         (
-            lambda: open("/nowhere/a.png"),
+            lambda: open("/nowhere/a.png", encoding="utf-8"),
             "/nowhere/a.png cannot be read or written (No such file or directory)",
         ),
         (lambda: "tree-ä".encode("ascii"), "'tree-ä' has characters that the encoding"),
