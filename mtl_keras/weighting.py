@@ -99,18 +99,7 @@ class UncertaintyWeighting(keras.layers.Layer):
         self.likelihoods = dict(likelihoods)
         self.initial_log_variance = initial_log_variance
         self.bounds = (float(low), float(high))
-        starts: dict[str, float | None]
-        if isinstance(initial_log_variance, Mapping):
-            starts = dict(initial_log_variance)
-        else:
-            starts = dict.fromkeys(self.likelihoods, initial_log_variance)
-        _check_tasks("initial_log_variance", starts, self.likelihoods)
-        for task, start in starts.items():
-            if start is not None and not low <= start <= high:
-                raise ValueError(
-                    f"`initial_log_variance` of task {task!r} must lie within the "
-                    f"`bounds`, {low} to {high}. Received: {start}"
-                )
+        starts = self._spread(initial_log_variance)
         self.log_variances, self.seen = {}, {}
         self.first_totals, self.first_counts = {}, {}
         # Optimizers store their state by position, so this does not depend on the
@@ -134,6 +123,21 @@ class UncertaintyWeighting(keras.layers.Layer):
             # Whether the task was present since the last update of `s`.
             self.seen[task] = self._add_scalar(f"{task}_seen", 0.0, trainable=False)
         self.built = True
+
+    def _spread(self, start):
+        """The start value of every task that has one, `{task: float or None}`."""
+        starts = start
+        if not isinstance(start, Mapping):
+            starts = dict.fromkeys(self.likelihoods, start)
+        _check_tasks("initial_log_variance", starts, self.likelihoods)
+        low, high = self.bounds
+        for task, value in starts.items():
+            if value is not None and not low <= value <= high:
+                raise ValueError(
+                    f"`initial_log_variance` of task {task!r} must lie within the "
+                    f"`bounds`, {low} to {high}. Received: {value}"
+                )
+        return starts
 
     def _add_scalar(self, name, value, **options):
         return self.add_weight(
