@@ -1,11 +1,11 @@
-"""`python -m mtl_keras train` and `python -m mtl_keras evaluate`."""
+"""`python -m mtl_keras train`, `evaluate` and `predict`."""
 
 import importlib
 import sys
 
 from mtl_keras.commands.console import run_command
 
-COMMANDS = ("train", "evaluate")
+COMMANDS = ("train", "evaluate", "predict")
 
 
 def main(command: str | None = None) -> None:

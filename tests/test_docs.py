@@ -8,7 +8,11 @@ import re
 import pytest
 
 from mtl_keras.experiments.arguments import parse_given
-from mtl_keras.experiments.options import EvaluateOptions, SeriesOptions
+from mtl_keras.experiments.options import (
+    EvaluateOptions,
+    PredictOptions,
+    SeriesOptions,
+)
 from mtl_keras.experiments.tables import plan_runs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -19,7 +23,7 @@ DOCUMENTS = [
 ]
 LINK = re.compile(r"\]\(\s*([^)\s]+)\s*\)")
 # A command ends with its line, at a comment, or where inline code ends.
-COMMAND = re.compile(r"python (train|evaluate)\.py([^`#\n]*)")
+COMMAND = re.compile(r"python (train|evaluate|predict)\.py([^`#\n]*)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 OTHER_OPTIONS = {"--help", "--preset", "--rounds"}  # the latter two of benchmarks
 MODULE = re.compile(r"python -m ((?:benchmarks|examples|docs)\.\w+)")
@@ -61,8 +65,10 @@ def test_commands_parse(document):
         try:
             if script == "train":
                 plan_runs(arguments)
-            else:
+            elif script == "evaluate":
                 parse_given(EvaluateOptions, arguments, positional=("run",))
+            else:
+                parse_given(PredictOptions, arguments, positional=("inputs",))
         except SystemExit as error:
             raise AssertionError(f"{script}.py {' '.join(arguments)}") from error
 
@@ -71,7 +77,7 @@ def test_commands_parse(document):
 def test_options_exist(document):
     known = {
         f"--{field.name.replace('_', '-')}"
-        for options_class in (SeriesOptions, EvaluateOptions)
+        for options_class in (SeriesOptions, EvaluateOptions, PredictOptions)
         for field in dataclasses.fields(options_class)
     }
     assert set(OPTION.findall(read(document))) <= known | OTHER_OPTIONS

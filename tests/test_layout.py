@@ -44,6 +44,7 @@ LIBRARY_IMPORTS = {
 LIGHT = (
     "commands.console",
     "commands.evaluate",
+    "commands.predict",
     "commands.train",
     "data.examples",
     "experiments.arguments",

@@ -305,7 +305,7 @@ def test_an_interrupt_says_how_to_go_on(capsys):
     assert "--resume" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("script", ["train", "evaluate"])
+@pytest.mark.parametrize("script", ["train", "evaluate", "predict"])
 def test_help_is_complete_and_loads_nothing_heavy(script):
     code = (
         "import runpy, sys\n"

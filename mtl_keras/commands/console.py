@@ -70,8 +70,8 @@ def run_command(main: Callable[..., None], *arguments: Any) -> None:
         )
     except KeyboardInterrupt:
         print(
-            "Interrupted; what is trained is kept, and train.py goes on from there (a "
-            "single run: with --resume).",
+            "Interrupted; what is finished is kept. Training goes on with the same "
+            "command (a single run: with --resume).",
             file=sys.stderr,
         )
         sys.exit(130)

@@ -187,7 +187,7 @@ def resize_frame(
         return frame
     rows, columns = map(_nearest_pixels, source_size, image_size)
     return {
-        kind: _resize_smoothly(array, image_size)
+        kind: resize_smoothly(array, image_size)
         if kind == "image"
         else array[rows[:, None], columns]
         for kind, array in frame.items()
@@ -207,7 +207,8 @@ def _nearest_pixels(source, target):
     return nearest - ((rest == 0) & (index % 2 == 0))
 
 
-def _resize_smoothly(image, image_size):
+def resize_smoothly(image: np.ndarray, image_size: Size) -> np.ndarray:
+    """An image averaged where it shrinks and interpolated linearly where it grows."""
     height, width = image_size
     smaller = min(width, image.shape[1]), min(height, image.shape[0])
     averaged = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)

@@ -6,7 +6,7 @@ This module imports nothing heavy, so that `--help` answers at once.
 import argparse
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mtl_keras.experiments.recipes import RECIPES
@@ -81,7 +81,8 @@ def parse_given(
             settings["choices"] = field.metadata["choices"]
             settings["metavar"] = None if settings["choices"] else _metavar(field.name)
         if field.name in positional:
-            parser.add_argument(field.name, nargs="?", **settings)
+            nargs = "*" if isinstance(default, tuple) else "?"
+            parser.add_argument(field.name, nargs=nargs, **settings)
         else:
             parser.add_argument(flag_of(field.name), **settings)
     if recipes:
@@ -213,6 +214,36 @@ def _check_task(name):
         raise argparse.ArgumentTypeError(
             f"unknown task {name!r}: choose from {', '.join(TASKS)}"
         )
+
+
+def parse_camera(text: str) -> tuple[float, float]:
+    """`"2262.5,0.209"` to focal length in pixels and baseline in metres."""
+    try:
+        focal, baseline = map(float, text.split(","))
+    except ValueError:
+        focal = baseline = 0.0
+    if not (0 < focal < float("inf") and 0 < baseline < float("inf")):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a camera: write FOCAL,BASELINE, in pixels and metres, "
+            "such as 2262.5,0.209"
+        )
+    return focal, baseline
+
+
+def parse_kinds(kinds: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
+    """A function that reads some of several words."""
+    known = tuple(kinds)
+
+    def parse(text):
+        chosen = text.split(",")
+        for word in chosen:
+            if word not in known:
+                raise argparse.ArgumentTypeError(
+                    f"{word!r} is unknown; choose from {', '.join(known)}"
+                )
+        return tuple(kind for kind in known if kind in chosen)
+
+    return parse
 
 
 def parse_positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -17,6 +17,8 @@ from mtl_keras.errors import UserError
 from mtl_keras.experiments.arguments import (
     flag_of,
     option,
+    parse_camera,
+    parse_kinds,
     parse_likelihoods,
     parse_not_negative,
     parse_numbers,
@@ -256,6 +258,58 @@ class EvaluateOptions:
         "paper has it",
         choices=LEFT_OVER,
     )
+    verbose: bool = option(False, VERBOSE)
+
+
+# The kinds of files that are written for a picture, and how their names end.
+ENDINGS = {
+    "picture": ".png",
+    "classes": "_labelIds.png",
+    "instances": "_instanceIds.png",
+    "disparity": "_disparity.png",
+    "json": ".json",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions:
+    """Predict pictures: classes, objects and depth, each at the picture's own size."""
+
+    inputs: tuple = option(
+        (),
+        "the model, a run of train.py or a SavedModel (default: runs/demo), and then "
+        "pictures, folders of pictures or patterns",
+        parse_path,
+    )
+    output: str = option("predictions", "directory for the files", parse_path)
+    only: tuple = option(
+        (),
+        f"kinds of files to write, of {', '.join(ENDINGS)} (default: all)",
+        parse_kinds(ENDINGS),
+    )
+    camera: tuple = option(
+        (),
+        "FOCAL,BASELINE of the camera, in pixels of the picture and metres: adds the "
+        "distance of objects (default: unknown; that of Cityscapes for its pictures, "
+        "if the model is a run on them)",
+        parse_camera,
+    )
+    method: str = option(
+        "optics",
+        "how clusters of votes are found; see mtl_keras.instances.cluster_offsets",
+        choices=tuple(METHODS),
+    )
+    method_options: dict = option(
+        dict, "options of --method, such as eps=1,min_cluster_size=10", parse_numbers
+    )
+    left_over: str = option(
+        "nearest",
+        "what becomes of pixels that are in no cluster; nearest: each goes to the "
+        "object of its class whose centre is nearest to its vote",
+        choices=LEFT_OVER,
+    )
+    batch_size: int = option(8, "pictures at a time", parse_positive(int))
+    overwrite: bool = option(False, "replace files of earlier predictions")
     verbose: bool = option(False, VERBOSE)
 
 

@@ -120,14 +120,14 @@ def _draw_row(row, cells, scale, with_truth):
     objects = np.where(true_classes > 0, ids, 0)
     number, index = np.unique(objects, return_inverse=True)
     index = index.reshape(objects.shape)
-    colors = _distinct_colors(len(number) - 1)
+    colors = distinct_colors(len(number) - 1)
     if with_truth:
         cells[5].imshow(_overlay(image, index, colors), interpolation="nearest")
         y, x = _find_centres(index, encode_offsets(ids)[0]).T
         cells[3].plot(x, y, "+", color="#40d0ff", markersize=5, markeredgewidth=0.8)
         found = _colors_of_matches(instances, classes, index, true_classes, colors)
     else:
-        found = _distinct_colors(instances.max())
+        found = distinct_colors(instances.max())
     cells[4].imshow(_overlay(image, instances, found), interpolation="nearest")
 
 
@@ -164,7 +164,7 @@ def _colors_of_matches(instances, classes, index, true_classes, colors):
     return found
 
 
-def _distinct_colors(count):
+def distinct_colors(count: int) -> np.ndarray:
     """`(count, 3)` uint8; neighbours differ, and none comes near white."""
     hue = np.arange(count) * 0.618034 % 1.0
     value = np.where(np.arange(count) % 2, 0.75, 1.0)

@@ -1,0 +1,245 @@
+"""Predict pictures: classes, objects and depth, each at the picture's own size.
+
+    python predict.py photo.jpg holiday/ --output answers      # with runs/demo
+    python predict.py runs/original street.png --camera 2262.52,0.209313
+    python predict.py saved_model "*.png" --only classes,json
+
+The first argument may name the model: a run of train.py, or a SavedModel.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import itertools
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mtl_keras.cityscapes import CAMERA, IMAGE_SIZE
+from mtl_keras.commands.console import start_tensorflow
+from mtl_keras.errors import UserError
+from mtl_keras.experiments.arguments import parse_options
+from mtl_keras.experiments.options import (
+    ENDINGS,
+    PredictOptions,
+    TrainOptions,
+    read_options,
+)
+from mtl_keras.workers import count_cores
+
+if TYPE_CHECKING:  # what takes seconds to import waits until the options are read
+    import numpy as np
+
+    from mtl_keras.serving.answers import Lens
+    from mtl_keras.serving.models import ServedModel
+
+DEFAULT_MODEL = "runs/demo"
+# What each kind of file is made from.
+TASKS_OF_KINDS = {
+    "picture": {"semantic", "instance", "depth"},
+    "classes": {"semantic"},
+    "instances": {"semantic", "instance"},
+    "disparity": {"depth"},
+    "json": {"semantic", "instance", "depth"},
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Predicts the pictures that the command line names."""
+    options = parse_options(PredictOptions, argv, positional=("inputs",))
+    model_path, names = split_inputs(options.inputs)
+    start_tensorflow(options.verbose)
+    predict(options, model_path, names)
+
+
+def split_inputs(inputs: Sequence[str]) -> tuple[pathlib.Path, list[str]]:
+    """The model and the pictures that the arguments name."""
+    names = list(inputs)
+    model = pathlib.Path(DEFAULT_MODEL)
+    if names and is_model(pathlib.Path(names[0])):
+        model = pathlib.Path(names.pop(0))
+    elif not is_model(model):
+        raise UserError(
+            f"There is no model: neither is {names[0] if names else 'an argument'} a "
+            f"run or a SavedModel, nor is there a run in {model}; train one with "
+            "train.py first."
+        )
+    if not names:
+        raise UserError("There is nothing to predict; name pictures or their folder.")
+    return model, names
+
+
+def is_model(path: pathlib.Path) -> bool:
+    """Whether a path is a run directory or a SavedModel."""
+    return (path / "options.json").is_file() or (path / "saved_model.pb").is_file()
+
+
+def predict(
+    options: PredictOptions, model_path: pathlib.Path, names: Sequence[str]
+) -> None:
+    """Reads, predicts and writes, all three at the same time."""
+    from tqdm import tqdm
+
+    from mtl_keras.serving.pictures import find_pictures
+
+    paths = find_pictures(names)
+    directory = pathlib.Path(options.output)
+    check_output(directory, paths, options)
+    model, lens_of = open_model(model_path, options)
+    directory.mkdir(parents=True, exist_ok=True)
+    num_left_out = 0
+    started = time.perf_counter()
+    with (
+        concurrent.futures.ThreadPoolExecutor(count_cores()) as pool,
+        tqdm(total=len(paths), unit="picture", desc="predict") as bar,
+    ):
+        writing: collections.deque[concurrent.futures.Future] = collections.deque()
+        for batch in read_batches(pool, paths, options.batch_size):
+            for _, problem in batch:
+                if isinstance(problem, UserError):
+                    bar.write(f"left out: {problem}", file=sys.stderr)
+                    num_left_out += 1
+            batch = [item for item in batch if not isinstance(item[1], UserError)]
+            pictures = [picture for _, picture in batch]
+            for (path, picture), outputs in zip(batch, predict_batch(model, pictures)):
+                job = (directory, path, picture, outputs, model.label_set)
+                lens = lens_of(picture)
+                writing.append(pool.submit(answer, options, *job, lens))
+            while len(writing) > 2 * options.batch_size:
+                writing.popleft().result()
+                bar.update()
+        for future in writing:
+            future.result()
+            bar.update()
+    done = len(paths) - num_left_out
+    rate = done / (time.perf_counter() - started)
+    print(f"{done} of {len(paths)} pictures are in {directory}; {rate:.3g} per second.")
+    if num_left_out:
+        sys.exit(1)
+
+
+def open_model(
+    path: pathlib.Path, options: PredictOptions
+) -> tuple[ServedModel, Callable[[np.ndarray], Lens | None]]:
+    """The model, and a function from a picture to the lens it was taken with.
+
+    That is `--camera`'s; or, if the model was trained on a tree of Cityscapes, that of
+    Cityscapes for pictures of its size; or not known.
+    """
+    from mtl_keras.experiments import runs, setup
+    from mtl_keras.experiments.problems import open_problem
+    from mtl_keras.serving import models
+    from mtl_keras.serving.answers import Lens
+
+    is_of_cityscapes = False
+    if (path / "options.json").is_file():
+        trained = read_options(TrainOptions, path / "options.json")
+        is_of_cityscapes = bool(trained.data)
+        trainer = setup.build_trainer(open_problem(trained))
+        runs.restore_best(trainer, path)
+        model = models.serve_network(trainer.network, str(path))
+    else:
+        model = models.load_saved_model(path)
+
+    def lens_of(picture):
+        if options.camera:
+            return Lens(*options.camera)
+        if is_of_cityscapes and picture.shape[:2] == IMAGE_SIZE:
+            return Lens(CAMERA.fx, CAMERA.baseline)
+        return None
+
+    return model, lens_of
+
+
+def check_output(
+    directory: pathlib.Path, paths: Sequence[pathlib.Path], options: PredictOptions
+) -> None:
+    """Raises `UserError` if something would be overwritten without `--overwrite`."""
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is not a directory; choose another --output.")
+    endings = [ENDINGS[kind] for kind in options.only or ENDINGS]
+    for path in paths:
+        for ending in endings:
+            target = directory / f"{path.stem}{ending}"
+            if target.exists() and target.resolve() == path.resolve():
+                raise UserError(f"{target} is an input; choose another --output.")
+            if target.exists() and not options.overwrite:
+                raise UserError(
+                    f"{target} exists; choose another --output, or give --overwrite."
+                )
+
+
+def read_batches(
+    pool: concurrent.futures.Executor, paths: Sequence[pathlib.Path], batch_size: int
+) -> Iterator[list[tuple[pathlib.Path, Any]]]:
+    """Batches of paths with their pictures, or with the `UserError` of those that
+    cannot be read; the next batch is read meanwhile."""
+    from mtl_keras.serving.pictures import read_picture
+
+    def read(path):
+        try:
+            return path, read_picture(path)
+        except UserError as error:
+            return path, error
+
+    remaining = iter(paths)
+
+    def submit():
+        return [pool.submit(read, p) for p in itertools.islice(remaining, batch_size)]
+
+    current = submit()
+    while current:
+        following = submit()
+        yield [future.result() for future in current]
+        current = following
+
+
+def predict_batch(
+    model: ServedModel, pictures: Sequence[np.ndarray]
+) -> list[dict[str, np.ndarray]]:
+    """The outputs for each picture; there may be none."""
+    return model.predict(pictures) if pictures else []
+
+
+def answer(
+    options: PredictOptions,
+    directory: pathlib.Path,
+    path: pathlib.Path,
+    picture: np.ndarray,
+    outputs: dict[str, np.ndarray],
+    label_set: str,
+    lens: Lens | None,
+) -> None:
+    """Turns the outputs for a picture into its files, and writes them."""
+    from mtl_keras.figures.panel import draw_panel
+    from mtl_keras.png import encode_png
+    from mtl_keras.serving import answers
+
+    kinds = options.only or tuple(ENDINGS)
+    needed = set().union(*(TASKS_OF_KINDS[kind] for kind in kinds))
+    found = answers.make_answer(
+        {task: values for task, values in outputs.items() if task in needed},
+        picture.shape[:2],
+        label_set,
+        lens,
+        method=options.method,
+        left_over=options.left_over,
+        **options.method_options,
+    )
+    files = answers.encode_answer(
+        found,
+        [ENDINGS[kind] for kind in kinds],
+        picture=str(path),
+        height=picture.shape[0],
+        width=picture.shape[1],
+        camera=lens and lens._asdict(),
+    )
+    if "picture" in kinds:
+        panel = draw_panel(
+            picture, found.classes, found.instances, found.disparity, found.objects
+        )
+        files[ENDINGS["picture"]] = encode_png(panel)
+    answers.write_files(directory, path.stem, files)

@@ -1,0 +1,145 @@
+"""One picture and what a network says of it, side by side."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from mtl_keras.cityscapes import LABELS, color_table
+from mtl_keras.figures.objects import distinct_colors
+
+CELL_WIDTHS = 480, 960  # smallest and largest width of a cell in pixels
+TITLE_HEIGHT = 24
+GAP = 6
+
+
+def draw_panel(
+    picture: np.ndarray,
+    classes: np.ndarray | None,
+    instances: np.ndarray | None,
+    disparity: np.ndarray | None,
+    objects: Sequence[Mapping[str, Any]],
+) -> np.ndarray:
+    """Input, classes over it, objects with outline and name, and depth.
+
+    Args:
+        picture: `(H, W, 3)` uint8 RGB.
+        classes: `(H, W)` label ids, or `None`; as the next two it then has no cell.
+        instances: `(H, W)`, the number of the object from 1, else 0.
+        disparity: `(H, W)` in pixels.
+        objects: dicts with `number`, `class`, `confidence` and `box`, and maybe
+            `distance_m`.
+
+    Returns:
+        `(h, w, 3)` uint8 RGB: two cells in a row, each of the picture's proportions.
+    """
+    height, width = picture.shape[:2]
+    cell_width = int(np.clip(width, *CELL_WIDTHS))
+    cell_height = max(round(cell_width * height / width), 1)
+    scale = cell_width / width
+    image = _resize(picture, cell_width, cell_height, cv2.INTER_AREA)
+    cells = [("input", Image.fromarray(image))]
+    if classes is not None:
+        shown = _resize(classes, cell_width, cell_height, cv2.INTER_NEAREST)
+        mixed = 0.4 * image + 0.6 * color_table()[shown]
+        cells.append(("classes", Image.fromarray(mixed.astype(np.uint8))))
+    if instances is not None:
+        shown = _resize(
+            instances.astype(np.float32), cell_width, cell_height, cv2.INTER_NEAREST
+        )
+        cells.append(("objects", _draw_objects(image, shown, objects, scale)))
+    if disparity is not None:
+        small = _resize(disparity, cell_width, cell_height, cv2.INTER_AREA)
+        top = max(float(np.percentile(small, 99)), 1e-6)
+        colors = matplotlib.colormaps["magma"](np.clip(small / top, 0, 1), bytes=True)
+        title = f"disparity, 0 to {top:.3g} pixels of the picture: near is bright"
+        cells.append((title, Image.fromarray(colors[..., :3])))
+    legend = [] if classes is None else _list_classes(classes)
+    return _arrange(cells, legend, cell_width, cell_height)
+
+
+def _resize(array, width, height, shrinking):
+    """Linear where it grows, unless it is the nearest pixel that is asked for."""
+    nearest = shrinking == cv2.INTER_NEAREST
+    method = cv2.INTER_LINEAR if width > array.shape[1] and not nearest else shrinking
+    return cv2.resize(array, (width, height), interpolation=method)
+
+
+def _draw_objects(image, instances, objects, scale):
+    """Outlines, and names at the upper left of the boxes."""
+    grey = image.mean(axis=-1, keepdims=True).repeat(3, -1)
+    canvas = np.ascontiguousarray((0.6 * grey + 60).astype(np.uint8))
+    colors = distinct_colors(len(objects))
+    for thing, color in zip(objects, colors):
+        inside = instances == thing["number"]
+        canvas[inside] = (0.5 * canvas[inside] + 0.5 * color).astype(np.uint8)
+        outlines, _ = cv2.findContours(
+            inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+        )
+        cv2.drawContours(canvas, outlines, -1, color.tolist(), 2)
+    shown = Image.fromarray(canvas)
+    draw, font = ImageDraw.Draw(shown), ImageFont.load_default(size=13)
+    for thing, color in zip(objects, colors):
+        text = f"{thing['class']} {100 * thing['confidence']:.0f} %"
+        if thing.get("distance_m"):
+            text += f", {thing['distance_m']:.3g} m"
+        left, top = (scale * edge for edge in thing["box"][:2])
+        box = draw.textbbox((0, 0), text, font)
+        x = min(left, shown.width - box[2] - 4)
+        y = max(top - box[3] - 4, 0)
+        draw.rectangle((x, y, x + box[2] + 4, y + box[3] + 4), fill=tuple(color // 3))
+        draw.text((x + 2, y + 1), text, "white", font)
+    return shown
+
+
+def _list_classes(classes):
+    """Name and colour of the classes there are, the most frequent first."""
+    count = np.bincount(classes.ravel(), minlength=len(LABELS))
+    return [
+        (LABELS[label_id].name, LABELS[label_id].color)
+        for label_id in np.argsort(-count, kind="stable")
+        if count[label_id]
+    ]
+
+
+def _arrange(cells, legend, width, height):
+    font = ImageFont.load_default(size=14)
+    columns = min(len(cells), 2)
+    rows = -(-len(cells) // columns)
+    lines = _break_lines(legend, font, columns * (width + GAP) - GAP)
+    panel = Image.new(
+        "RGB",
+        (
+            columns * (width + GAP) - GAP,
+            rows * (height + TITLE_HEIGHT) + TITLE_HEIGHT * len(lines),
+        ),
+        "white",
+    )
+    draw = ImageDraw.Draw(panel)
+    for k, (title, cell) in enumerate(cells):
+        x = k % columns * (width + GAP)
+        y = k // columns * (height + TITLE_HEIGHT)
+        draw.text((x + 4, y + 3), title, "black", font)
+        panel.paste(cell, (x, y + TITLE_HEIGHT))
+    for k, line in enumerate(lines):
+        y = rows * (height + TITLE_HEIGHT) + k * TITLE_HEIGHT
+        for x, name, color in line:
+            draw.rectangle((x, y + 6, x + 14, y + 18), fill=tuple(color))
+            draw.text((x + 19, y + 3), name, "black", font)
+    return np.asarray(panel)
+
+
+def _break_lines(legend, font, width):
+    """`(x, name, color)` of the entries of each line."""
+    lines, x = [[]], 4
+    for name, color in legend:
+        needed = 19 + font.getlength(name) + 16
+        if x + needed > width and lines[-1]:
+            lines.append([])
+            x = 4
+        lines[-1].append((x, name, color))
+        x += needed
+    return lines if legend else []
