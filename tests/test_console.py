@@ -93,8 +93,8 @@ def test_the_package_is_a_command():
     assert "{train,evaluate,predict}" in call().stdout
     done = call("train", "--help")
     assert done.returncode == 0 and done.stdout.startswith("usage: python -m mtl_keras")
-    done = call("predict")
-    assert done.returncode == 2 and "unknown command 'predict'" in done.stderr
+    done = call("serve")
+    assert done.returncode == 2 and "unknown command 'serve'" in done.stderr
     done = call("evaluate", "runs/nowhere")
     assert done.returncode == 2
     assert done.stderr.startswith("error: There is no run in runs/nowhere")

@@ -13,6 +13,7 @@ from mtl_keras.experiments.arguments import parse_options
 from mtl_keras.experiments.options import (
     OPTIONS_VERSION,
     EvaluateOptions,
+    PredictOptions,
     SeriesOptions,
     TrainOptions,
     differing_options,
@@ -324,10 +325,14 @@ def test_help_is_complete_and_loads_nothing_heavy(script):
         text=True,
     )
     assert completed.returncode == 0, completed.stderr
-    options_class = {"train": SeriesOptions, "evaluate": EvaluateOptions}[script]
-    for field in dataclasses.fields(options_class):
-        is_flag = field.name != "run"
-        name = "--" + field.name.replace("_", "-") if is_flag else "run"
+    options_classes = {
+        "train": SeriesOptions,
+        "evaluate": EvaluateOptions,
+        "predict": PredictOptions,
+    }
+    for field in dataclasses.fields(options_classes[script]):
+        is_flag = field.name not in ("run", "inputs")
+        name = "--" + field.name.replace("_", "-") if is_flag else field.name
         assert name in completed.stdout, field.name
     if script == "train":
         for recipe in RECIPES:
