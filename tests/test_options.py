@@ -332,7 +332,7 @@ def test_help_is_complete_and_loads_nothing_heavy(script):
     }
     for field in dataclasses.fields(options_classes[script]):
         is_flag = field.name not in ("run", "inputs")
-        name = "--" + field.name.replace("_", "-") if is_flag else field.name
+        name = "--" + field.name.replace("_", "-") if is_flag else field.name.upper()
         assert name in completed.stdout, field.name
     if script == "train":
         for recipe in RECIPES:

@@ -172,7 +172,7 @@ def test_objects_are_found_and_described():
     assert first["median_disparity"] == 10.0  # the picture is twice as wide
     assert first["distance_m"] == 20.0  # 1000 * 0.2 / 10
     np.testing.assert_array_equal(answer.classes[answer.instances > 0], CAR)
-    coded = answers.encode_instances(answer.classes, answer.instances)
+    coded = answers.encode_instances(answer)
     assert coded.dtype == np.uint16
     numbers = {1000 * CAR, 1000 * CAR + 1, LABEL_IDS["road"]}
     assert set(np.unique(coded)) == numbers

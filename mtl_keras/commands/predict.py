@@ -80,9 +80,7 @@ def is_model(path: pathlib.Path) -> bool:
 def predict(
     options: PredictOptions, model_path: pathlib.Path, names: Sequence[str]
 ) -> None:
-    """Reads, predicts and writes, all three at the same time."""
-    from tqdm import tqdm
-
+    """Predicts pictures; exit status 1 if some of them could not be read."""
     from mtl_keras.serving.pictures import find_pictures
 
     paths = find_pictures(names)
@@ -90,8 +88,31 @@ def predict(
     check_output(directory, paths, options)
     model, lens_of = open_model(model_path, options)
     directory.mkdir(parents=True, exist_ok=True)
-    num_left_out = 0
     started = time.perf_counter()
+    num_written = predict_all(options, model, lens_of, paths)
+    rate = num_written / (time.perf_counter() - started)
+    print(
+        f"{num_written} of {len(paths)} pictures are in {directory}; {rate:.3g} per "
+        "second."
+    )
+    if num_written < len(paths):
+        sys.exit(1)
+
+
+def predict_all(
+    options: PredictOptions,
+    model: ServedModel,
+    lens_of: Callable[[np.ndarray], Lens | None],
+    paths: Sequence[pathlib.Path],
+) -> int:
+    """Reads, predicts and writes, all three at the same time.
+
+    Returns:
+        The number of pictures that could be read.
+    """
+    from tqdm import tqdm
+
+    num_written = 0
     with (
         concurrent.futures.ThreadPoolExecutor(count_cores()) as pool,
         tqdm(total=len(paths), unit="picture", desc="predict") as bar,
@@ -101,24 +122,20 @@ def predict(
             for _, problem in batch:
                 if isinstance(problem, UserError):
                     bar.write(f"left out: {problem}", file=sys.stderr)
-                    num_left_out += 1
+                    bar.update()
             batch = [item for item in batch if not isinstance(item[1], UserError)]
-            pictures = [picture for _, picture in batch]
-            for (path, picture), outputs in zip(batch, predict_batch(model, pictures)):
-                job = (directory, path, picture, outputs, model.label_set)
-                lens = lens_of(picture)
-                writing.append(pool.submit(answer, options, *job, lens))
+            num_written += len(batch)
+            all_outputs = model.predict([picture for _, picture in batch])
+            for (path, picture), outputs in zip(batch, all_outputs):
+                job = (path, picture, outputs, model.label_set, lens_of(picture))
+                writing.append(pool.submit(answer, options, *job))
             while len(writing) > 2 * options.batch_size:
                 writing.popleft().result()
                 bar.update()
         for future in writing:
             future.result()
             bar.update()
-    done = len(paths) - num_left_out
-    rate = done / (time.perf_counter() - started)
-    print(f"{done} of {len(paths)} pictures are in {directory}; {rate:.3g} per second.")
-    if num_left_out:
-        sys.exit(1)
+    return num_written
 
 
 def open_model(
@@ -197,16 +214,8 @@ def read_batches(
         current = following
 
 
-def predict_batch(
-    model: ServedModel, pictures: Sequence[np.ndarray]
-) -> list[dict[str, np.ndarray]]:
-    """The outputs for each picture; there may be none."""
-    return model.predict(pictures) if pictures else []
-
-
 def answer(
     options: PredictOptions,
-    directory: pathlib.Path,
     path: pathlib.Path,
     picture: np.ndarray,
     outputs: dict[str, np.ndarray],
@@ -242,4 +251,4 @@ def answer(
             picture, found.classes, found.instances, found.disparity, found.objects
         )
         files[ENDINGS["picture"]] = encode_png(panel)
-    answers.write_files(directory, path.stem, files)
+    answers.write_files(pathlib.Path(options.output), path.stem, files)

@@ -41,23 +41,24 @@ def draw_panel(
     cell_height = max(round(cell_width * height / width), 1)
     scale = cell_width / width
     image = _resize(picture, cell_width, cell_height, cv2.INTER_AREA)
-    cells = [("input", Image.fromarray(image))]
+    cells, legend = [("input", Image.fromarray(image))], []
     if classes is not None:
         shown = _resize(classes, cell_width, cell_height, cv2.INTER_NEAREST)
-        mixed = 0.4 * image + 0.6 * color_table()[shown]
-        cells.append(("classes", Image.fromarray(mixed.astype(np.uint8))))
+        mixed = cv2.addWeighted(image, 0.4, color_table()[shown], 0.6, 0)
+        cells.append(("classes", Image.fromarray(mixed)))
+        legend = _list_classes(shown)
     if instances is not None:
         shown = _resize(
-            instances.astype(np.float32), cell_width, cell_height, cv2.INTER_NEAREST
+            instances.astype(np.uint16), cell_width, cell_height, cv2.INTER_NEAREST
         )
         cells.append(("objects", _draw_objects(image, shown, objects, scale)))
     if disparity is not None:
         small = _resize(disparity, cell_width, cell_height, cv2.INTER_AREA)
         top = max(float(np.percentile(small, 99)), 1e-6)
-        colors = matplotlib.colormaps["magma"](np.clip(small / top, 0, 1), bytes=True)
+        levels = np.clip(small * (255 / top), 0, 255).astype(np.uint8)
+        colors = matplotlib.colormaps["magma"](np.arange(256), bytes=True)[levels]
         title = f"disparity, 0 to {top:.3g} pixels of the picture: near is bright"
         cells.append((title, Image.fromarray(colors[..., :3])))
-    legend = [] if classes is None else _list_classes(classes)
     return _arrange(cells, legend, cell_width, cell_height)
 
 
@@ -70,8 +71,8 @@ def _resize(array, width, height, shrinking):
 
 def _draw_objects(image, instances, objects, scale):
     """Outlines, and names at the upper left of the boxes."""
-    grey = image.mean(axis=-1, keepdims=True).repeat(3, -1)
-    canvas = np.ascontiguousarray((0.6 * grey + 60).astype(np.uint8))
+    grey = cv2.convertScaleAbs(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None, 0.6, 60)
+    canvas = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
     colors = distinct_colors(len(objects))
     for thing, color in zip(objects, colors):
         inside = instances == thing["number"]

@@ -5,6 +5,7 @@ from there, and classes are decided after that: their borders are then as smooth
 probabilities, not in steps of the network's pixels.
 """
 
+import collections
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -88,9 +89,8 @@ def make_answer(
         large = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
         disparity = large * np.float32(width / small.shape[1])
     if classes is not None and "instance" in outputs:
-        instances, objects = _find_objects(outputs, classes, label_set, clustering)
-        for thing in objects:
-            _describe(thing, instances, disparity, lens)
+        small, found = _find_objects(outputs, label_set, clustering)
+        instances, objects = _place_objects(small, found, classes, disparity, lens)
     return Answer(classes, instances, disparity, objects)
 
 
@@ -110,61 +110,70 @@ def enlarge_argmax(probabilities: np.ndarray, size: Size) -> np.ndarray:
         small = np.ascontiguousarray(probabilities[..., k], np.float32)
         plane = cv2.resize(small, size[::-1], interpolation=cv2.INTER_LINEAR)
         index[plane > best] = k
-        np.maximum(best, plane, out=best)
+        cv2.max(best, plane, best)
     return index
 
 
-def _find_objects(outputs, classes, label_set, clustering):
-    """Objects at the network's size, and their pixels in the picture: those nearest to
-    theirs that have their class."""
+def _find_objects(outputs, label_set, clustering):
+    """Objects at the network's size, as `decode_objects` returns them."""
     probabilities = outputs["semantic"]
     index = probabilities.argmax(-1)
     things = keep_things(label_id_table(label_set)[index]).astype(np.uint8)
     sure = np.take_along_axis(probabilities, index[..., None], -1)[..., 0]
-    small, found = decode_objects(outputs["instance"], things, sure, **clustering)
+    return decode_objects(outputs["instance"], things, sure, **clustering)
+
+
+def _place_objects(small, found, classes, disparity, lens):
+    """The objects in the picture: their pixels are those that are nearest to pixels of
+    theirs in `small` and have their class. An object without a pixel is left out."""
     height, width = classes.shape
-    large = cv2.resize(
-        small.astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST_EXACT
-    ).astype(np.int32)
-    ids = np.array([0, *(label_id for label_id, _ in found)])
-    large[ids[large] != classes] = 0
-    pixels = np.bincount(large.ravel(), minlength=len(found) + 1)
-    numbers = np.cumsum(pixels[1:] > 0)  # objects without a pixel are left out
-    instances = np.concatenate([[0], numbers]).astype(np.int32)[large]
-    objects = [
-        {
-            "number": int(numbers[k]),
+    nearest = cv2.resize(
+        small.astype(np.uint16), (width, height), interpolation=cv2.INTER_NEAREST_EXACT
+    )
+    instances = np.zeros(classes.shape, np.int32)
+    objects: list[dict[str, Any]] = []
+    for k, (label_id, confidence) in enumerate(found, 1):
+        window = _window_of(small == k, classes.shape)
+        inside = (nearest[window] == k) & (classes[window] == label_id)
+        if not inside.any():
+            continue
+        number = len(objects) + 1
+        instances[window][inside] = number
+        y, x = np.nonzero(inside)
+        y, x = y + window[0].start, x + window[1].start
+        thing = {
+            "number": number,
             "class": LABELS[label_id].name,
             "label_id": label_id,
             "confidence": round(confidence, 4),
-            "pixels": int(pixels[k + 1]),
+            "pixels": len(x),
+            "box": [int(edge) for edge in (x.min(), y.min(), x.max() + 1, y.max() + 1)],
+            "centre": [round(float(axis.mean()), 2) for axis in (x, y)],
         }
-        for k, (label_id, confidence) in enumerate(found)
-        if pixels[k + 1]
-    ]
+        if disparity is not None:
+            median = float(np.median(disparity[window][inside]))
+            thing["median_disparity"] = round(median, 4)
+            if lens is not None:
+                thing["distance_m"] = _distance(median, lens)
+        objects.append(thing)
     return instances, objects
 
 
-def _describe(thing, instances, disparity, lens):
-    """Adds to an object where it is, and how far away."""
-    left, top, width, height = cv2.boundingRect(
-        (instances == thing["number"]).astype(np.uint8)
+def _window_of(mask, size):
+    """The part of the picture that a mask at the network's size may reach."""
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    scales = size[0] / mask.shape[0], size[1] / mask.shape[1]
+    return tuple(
+        slice(max(int((start - 1) * scale), 0), int((start + length + 1) * scale) + 1)
+        for start, length, scale in zip((top, left), (height, width), scales)
     )
-    thing["box"] = [left, top, left + width, top + height]
-    window = slice(top, top + height), slice(left, left + width)
-    inside = instances[window] == thing["number"]
-    y, x = np.nonzero(inside)
-    thing["centre"] = [
-        round(left + float(x.mean()), 2),
-        round(top + float(y.mean()), 2),
-    ]
-    if disparity is not None:
-        median = float(np.median(disparity[window][inside]))
-        thing["median_disparity"] = round(median, 4)
-        if lens is not None:
-            known = median > 0.1  # below that, anything far away is as likely
-            distance = lens.focal * lens.baseline / median if known else None
-            thing["distance_m"] = distance and round(distance, 2)
+
+
+def _distance(disparity, lens):
+    """Metres, or `None` where the disparity is too small to tell."""
+    if disparity <= 0.1:
+        return None
+    return round(lens.focal * lens.baseline / disparity, 2)
 
 
 def encode_answer(
@@ -186,9 +195,7 @@ def encode_answer(
     if "_labelIds.png" in endings and answer.classes is not None:
         files["_labelIds.png"] = encode_png(answer.classes)
     if "_instanceIds.png" in endings and answer.instances is not None:
-        assert answer.classes is not None  # which the objects come from
-        ids = encode_instances(answer.classes, answer.instances)
-        files["_instanceIds.png"] = encode_png(ids)
+        files["_instanceIds.png"] = encode_png(encode_instances(answer))
     if "_disparity.png" in endings and answer.disparity is not None:
         files["_disparity.png"] = encode_png(encode_disparity(answer.disparity))
     if ".json" in endings:
@@ -197,23 +204,18 @@ def encode_answer(
     return files
 
 
-def encode_instances(classes: np.ndarray, instances: np.ndarray) -> np.ndarray:
-    """Cityscapes' coding of objects, `(H, W)` uint16.
-
-    Args:
-        classes: `(H, W)` label ids.
-        instances: `(H, W)`, 1 to n for objects of one class each, else 0.
-    """
-    ids = classes.astype(np.uint16)
-    counts: dict[int, int] = {}
-    _, first = np.unique(instances, return_index=True)
-    for number, position in zip(instances.ravel()[first], first):
-        if number:
-            label_id = int(classes.ravel()[position])
-            ids[instances == number] = label_id * FIRST_INSTANCE_ID + counts.get(
-                label_id, 0
-            )
-            counts[label_id] = counts.get(label_id, 0) + 1
+def encode_instances(answer: Answer) -> np.ndarray:
+    """Cityscapes' coding of the objects, `(H, W)` uint16, see `encode_answer`."""
+    assert answer.classes is not None and answer.instances is not None
+    ids = answer.classes.astype(np.uint16)
+    counts: collections.Counter[int] = collections.Counter()
+    for thing in answer.objects:
+        left, top, right, bottom = thing["box"]
+        window = slice(top, bottom), slice(left, right)
+        label_id = thing["label_id"]
+        inside = answer.instances[window] == thing["number"]
+        ids[window][inside] = label_id * FIRST_INSTANCE_ID + counts[label_id]
+        counts[label_id] += 1
     return ids
 
 

@@ -51,7 +51,10 @@ class ServedModel:
         self.label_set = sizes.get(channels.get("semantic", -1), "train_ids")
 
     def predict(self, pictures: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
-        """The outputs by task for each of a batch of pictures `(H, W, 3)` uint8 RGB."""
+        """The outputs by task for each of a batch of pictures `(H, W, 3)` uint8 RGB,
+        which may have sizes of their own; there may be none."""
+        if not pictures:
+            return []
         images = [resize_smoothly(picture, self.image_size) for picture in pictures]
         outputs = self._serve(np.stack(images))
         return [
@@ -61,7 +64,7 @@ class ServedModel:
 
 
 def serve_network(network: keras.Model, source: str) -> ServedModel:
-    """A network of `build_network`, its last batch normalization included, served."""
+    """A network of `build_network`, served."""
     model = build_serving_model(network)
     _, height, width, _ = model.input.shape
     channels = {task: output.shape[-1] for task, output in model.output.items()}
