@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mtl_keras.cityscapes import color_table, label_id_table
+from mtl_keras.cityscapes import color_table
 from mtl_keras.experiments import runs, setup
 from mtl_keras.experiments.evaluation import Batch
 from mtl_keras.experiments.options import TrainOptions, read_options
@@ -23,9 +23,9 @@ from mtl_keras.figures.maps import (
     Row,
     color_depth,
     color_offsets,
+    find_valid,
     largest_shown,
 )
-from mtl_keras.instances.offsets import keep_things
 
 TITLES = ("semantics", "votes for object centres", "disparity")
 WIDTH = 960  # of the picture, in pixels
@@ -49,16 +49,14 @@ def load_rows(directory, frames):
 
 def paint(rows, label_set):
     """Yields two lines of three maps for each row, the network's and the truth."""
-    colors, label_ids = color_table(label_set), label_id_table(label_set)
+    colors = color_table(label_set)
     scales = {
         task: largest_shown([row.targets[task][row.masks[task] > 0] for row in rows])
         for task in ("instance", "depth")
     }
     for row in rows:
         classes = row.predictions["semantic"].argmax(-1)
-        things = keep_things(label_ids[classes]) > 0
-        all_pixels = np.ones_like(things)
-        predicted = {"semantic": all_pixels, "instance": things, "depth": all_pixels}
+        predicted = {task: find_valid(row, task, label_set) for task in row.predictions}
         lines = (
             ("network", {**row.predictions, "semantic": classes}, predicted),
             ("truth", row.targets, row.masks),

@@ -29,6 +29,7 @@ class Task:
             `"majority"` (the most frequent class), `"zero"`, `"median"` (of all
             values) or `"median_image"` (pixel by pixel).
         color: str, of its curves.
+        of_things: bool, whether only the pixels of things have a value.
         labels: kinds of label files, of `cityscapes.FILES`, that targets are made
             from.
         optional_labels: kinds that are used if present, and what follows
@@ -42,6 +43,7 @@ class Task:
     likelihood: str
     constant: str
     color: str
+    of_things: bool = False
     labels: tuple[str, ...] = ()
     optional_labels: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -131,6 +133,7 @@ TASKS = {
         likelihood="gaussian",
         constant="zero",
         color="#d55e00",
+        of_things=True,
     ),
     "depth": Task(
         kind="scenes",

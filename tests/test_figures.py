@@ -126,6 +126,21 @@ def test_gallery_spreads_over_the_split():
         np.testing.assert_array_equal(image, batch.images[number])
 
 
+def test_votes_are_shown_where_things_are_predicted():
+    batch, predictions = make_batch(ALL, batch=1)
+    road, car = 0, 13  # train ids
+    logits = np.zeros_like(predictions["semantic"])
+    logits[..., road], logits[:, :4, :6, car] = 1, 2
+    row = maps.Row.of(batch, {**predictions, "semantic": logits}, 0)
+    expected = np.zeros(logits.shape[1:3], bool)
+    expected[:4, :6] = True
+    found = maps.find_valid(row, "instance", "train_ids")
+    np.testing.assert_array_equal(found, expected)
+    assert maps.find_valid(row, "depth", "train_ids").all()
+    alone = maps.Row.of(batch, {"instance": predictions["instance"]}, 0)
+    assert maps.find_valid(alone, "instance", "train_ids").all()
+
+
 def test_colors_of_offsets():
     offsets = np.array([[0, 0], [0, 5], [0, -5], [0, 99]], "float32")
     still, right, left, far = maps.color_offsets(offsets, 5.0)

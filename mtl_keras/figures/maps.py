@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
-from mtl_keras.cityscapes import EVALUATED, color_table
+from mtl_keras.cityscapes import EVALUATED, THING_IDS, color_table, label_id_table
 from mtl_keras.figures.shown import ShownFrames
 from mtl_keras.hints import PathLike
+from mtl_keras.tasks import TASKS
 
 NOT_VALID = 200  # grey
 
@@ -99,15 +100,28 @@ class MapGallery:
             paint = PAINTERS[task](self.rows, self.label_set, legend)
             for row, cells in zip(self.rows, columns):
                 truth = paint(row.targets[task])
+                predicted = paint(row.predictions[task])
+                is_valid = row.masks[task] > 0, find_valid(row, task, self.label_set)
                 shown = {
-                    "truth": np.where(row.masks[task][..., None], truth, NOT_VALID),
-                    "prediction": paint(row.predictions[task]),
+                    "truth": np.where(is_valid[0][..., None], truth, NOT_VALID),
+                    "prediction": np.where(
+                        is_valid[1][..., None], predicted, NOT_VALID
+                    ),
                 }
                 for kind, cell in zip(kinds, cells):
                     cell.imshow(shown[kind].astype(np.uint8), interpolation="nearest")
             for kind, cell in zip(kinds, columns[0]):
                 cell.set_title(f"{task}, {kind}")
         figure.savefig(path, dpi=110)
+
+
+def find_valid(row: Row, task: str, label_set: str) -> np.ndarray:
+    """Where the prediction of a task means something, `(H, W)` bool: everywhere, or on
+    predicted things, if it is about things and the network says where they are."""
+    if not TASKS[task].of_things or "semantic" not in row.predictions:
+        return np.ones(row.image.shape[:2], bool)
+    classes = row.predictions["semantic"].argmax(-1)
+    return np.isin(label_id_table(label_set)[classes], THING_IDS)
 
 
 # A painter looks at the rows, draws a legend, and returns the function from values
