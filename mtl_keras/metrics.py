@@ -133,7 +133,7 @@ class Lowest(keras.metrics.Metric):
 def get_metrics(
     task: str, metrics: Any, loss: Any = None
 ) -> list[keras.metrics.Metric]:
-    """Makes a list of `keras.metrics.Metric` of what Keras takes for metrics.
+    """Turns what Keras accepts as metrics into a list of `keras.metrics.Metric`.
 
     Args:
         task: str, for error messages.

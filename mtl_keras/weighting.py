@@ -54,9 +54,9 @@ class UncertaintyWeighting(keras.layers.Layer):
     Call arguments:
         losses: dict of scalar tensors. The keys are tasks of `likelihoods`; a
             task that is left out contributes nothing.
-        present: optional dict of scalars by task, 0 if it has no valid target in this
-            batch. It contributes neither its loss nor its regularizer then.
-        held: optional dict of bool scalars by task, whether its `s` has no gradient.
+        present: optional dict of scalars by task, 0 for a task without a valid target
+            in this batch. It then contributes neither its loss nor its regularizer.
+        held: optional dict of bool scalars by task, whether its `s` gets no gradient.
 
     Returns:
         The total, a scalar: float32, or float64 if a loss is.
@@ -83,7 +83,7 @@ class UncertaintyWeighting(keras.layers.Layer):
     ) -> None:
         super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
         if not likelihoods:
-            raise ValueError("`likelihoods` names no task.")
+            raise ValueError("`likelihoods` must name at least one task.")
         for task, name in likelihoods.items():
             if name not in LIKELIHOODS:
                 raise ValueError(
@@ -91,7 +91,7 @@ class UncertaintyWeighting(keras.layers.Layer):
                     f"Expected one of {', '.join(LIKELIHOODS)}."
                 )
         low, high = bounds
-        if not -80 <= low < high <= 80:  # exp(88) is the last one in float32
+        if not -80 <= low < high <= 80:  # float32 overflows at exp(89)
             raise ValueError(
                 "`bounds` must be a pair of increasing numbers between -80 and 80. "
                 f"Received: {bounds}"
@@ -120,7 +120,7 @@ class UncertaintyWeighting(keras.layers.Layer):
                 0.0 if start is None else FIRST_ELEMENTS,
                 trainable=False,
             )
-            # Whether the task was present since the last update of `s`.
+            # Whether the task has been present since the last update of `s`.
             self.seen[task] = self._add_scalar(f"{task}_seen", 0.0, trainable=False)
         self.built = True
 
@@ -176,10 +176,10 @@ class UncertaintyWeighting(keras.layers.Layer):
         return total
 
     def start(self, losses: Mapping[str, Any]) -> None:
-        """Lets tasks that have not begun do so at the equilibrium of their losses.
+        """Starts tasks that have not begun yet at the equilibrium of their losses.
 
-        For training loops of your own: once, before the first step, with the losses
-        of a sample. `MultiTaskTrainer` does it by itself.
+        Training loops of your own call it once, before the first step, with the losses
+        of a sample. `MultiTaskTrainer` starts tasks itself.
 
         Args:
             losses: dict of scalars by task. Their values have to be known, which they
@@ -201,10 +201,10 @@ class UncertaintyWeighting(keras.layers.Layer):
             self.observe(task, ops.convert_to_tensor(loss), FIRST_ELEMENTS)
 
     def observe(self, task: str, loss: Tensor, count: Tensor) -> Tensor:
-        """Takes note that a task is present, and moves its `s` while it starts.
+        """Notes that a task is present, and moves its `s` while the task is starting.
 
         `MultiTaskTrainer` calls it in every step. A compiled step of JAX loses what is
-        assigned to `s`; `move_to_start` makes up for that.
+        assigned to `s`; a later call of `move_to_start` makes up for that.
 
         Args:
             task: str.
@@ -212,8 +212,8 @@ class UncertaintyWeighting(keras.layers.Layer):
             count: scalar, the number of elements that the loss is the mean of.
 
         Returns:
-            Scalar bool: whether the task is starting. `s` then has no gradient, or the
-            optimizer's momentum would carry it on from where it started.
+            Scalar bool: whether the task is starting. Its `s` must get no gradient
+            then, or the optimizer's momentum would carry it away from its start.
         """
         if not self.trainable:
             return ops.convert_to_tensor(False)
@@ -236,7 +236,7 @@ class UncertaintyWeighting(keras.layers.Layer):
 
         Args:
             task: str.
-            condition: scalar bool tensor. Whether to do so.
+            condition: scalar bool tensor, whether to do so.
         """
         a, c, _ = LIKELIHOODS[self.likelihoods[task]]
         s, total = self.log_variances[task], self.first_totals[task]
@@ -262,12 +262,12 @@ class UncertaintyWeighting(keras.layers.Layer):
         return keras.KerasTensor((), "float32")
 
     def sigmas(self) -> dict[str, float]:
-        """The noise levels now, `{task: float}`; for `laplace`, the scale b."""
+        """The current noise levels, `{task: float}`; for `laplace`, the scale b."""
         logs = self.logs()
         return {task: float(logs[f"{task}/sigma"]) for task in self.likelihoods}
 
     def task_weights(self) -> dict[str, float]:
-        """What each loss is multiplied by now, `{task: float}`."""
+        """What each loss is currently multiplied by, `{task: float}`."""
         logs = self.logs()
         return {task: float(logs[f"{task}/weight"]) for task in self.likelihoods}
 
@@ -346,7 +346,7 @@ class FixedWeighting(keras.layers.Layer):
     def __init__(self, weights: Mapping[str, float], **kwargs: Any) -> None:
         super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
         if not weights:
-            raise ValueError("`weights` names no task.")
+            raise ValueError("`weights` must name at least one task.")
         for task, weight in weights.items():
             if not 0 <= weight < float("inf"):
                 raise ValueError(
@@ -404,7 +404,7 @@ class _Bounds(keras.constraints.Constraint):
 
 
 def check_loss(task: str, loss: Any) -> None:
-    """Raises `ValueError` for a negative loss, if its value is known by now.
+    """Raises `ValueError` for a negative loss, if its value is known already.
 
     Args:
         task: str.
@@ -416,8 +416,8 @@ def check_loss(task: str, loss: Any) -> None:
         return
     if value < 0:
         raise ValueError(
-            f"The loss of task {task!r} is negative, and no noise level explains it: "
-            "weigh it by `FixedWeighting`, or add a constant to it."
+            f"The loss of task {task!r} is negative, which no noise level explains: "
+            "weigh it with `FixedWeighting`, or add a constant to it."
         )
 
 
@@ -425,6 +425,6 @@ def _check_tasks(argument, given, known):
     unknown = sorted(set(given) - set(known), key=str)
     if unknown:
         raise ValueError(
-            f"`{argument}` has no place for {', '.join(map(repr, unknown))}. "
-            f"The tasks are {', '.join(map(repr, known))}."
+            f"`{argument}` names {', '.join(map(repr, unknown))}, but the tasks are "
+            f"{', '.join(map(repr, known))}."
         )

@@ -473,7 +473,7 @@ def test_what_the_trainer_refuses():
     network = build_mlp()
     with pytest.raises(ValueError, match="`losses` names 'size'.*'height', 'weight'"):
         build_trainer(network, losses={"size": keras.losses.MeanSquaredError()})
-    with pytest.raises(ValueError, match="no task"):
+    with pytest.raises(ValueError, match="at least one task"):
         MultiTaskTrainer(network, {}, FixedWeighting({"height": 1.0}))
     with pytest.raises(ValueError, match="`task_metrics` names 'size'"):
         build_trainer(network, task_metrics={"size": []})
