@@ -73,9 +73,9 @@ def build_network(
 
     Example:
     >>> network = build_network(backbone="small", image_size=(32, 64))
-    >>> sorted(network.output_names)
+    >>> sorted(network.output)
     ['depth', 'instance', 'semantic']
-    >>> network.output_shape["depth"]
+    >>> network.output["depth"].shape
     (None, 32, 64, 1)
 
     References:
