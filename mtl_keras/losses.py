@@ -94,6 +94,9 @@ class L1Norm(keras.losses.Loss):
         y_true: targets, `(batch, ..., components)`.
         y_pred: predictions of the same shape.
 
+    Returns:
+        The mean of the norms, or what else the `reduction` says.
+
     Example:
     >>> float(L1Norm()(ops.zeros((1, 2)), ops.array([[1.0, -3.0]])))
     4.0
@@ -255,7 +258,7 @@ def align(
     ignore_class: int | None = None,
     keep_finite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gives targets, predictions and mask of a task shapes that match.
+    """Gives targets, predictions and mask of a task matching shapes.
 
     Args:
         y_true, y_pred, mask, whose: as for `sum_loss`.

@@ -198,8 +198,8 @@ def build_metrics(
     task_metrics: Mapping[str, Sequence[keras.metrics.Metric]],
     outputs: Mapping[str, Tensor],
 ) -> None:
-    """Has metrics that create their variables at first use, such as `R2Score`, do so
-    now, since inside a step of JAX it is too late.
+    """Makes metrics that create their variables at first use, such as `R2Score`,
+    create them now, since inside a step of JAX it is too late.
 
     Args:
         task_metrics: dict of lists of metrics by task.
@@ -235,7 +235,7 @@ def check_metrics_built(
 
 
 def check_metrics(task_metrics: Mapping[str, Sequence[keras.metrics.Metric]]) -> None:
-    """Raises `ValueError` if tasks share a metric, or two logs of a task a name."""
+    """Raises `ValueError` if two tasks share a metric, or logs of a task a name."""
     owners: dict[int, str] = {}
     for task, metrics in task_metrics.items():
         names = ["loss", "sigma", "weight"]

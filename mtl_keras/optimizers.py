@@ -80,7 +80,7 @@ class FusedAdam(keras.optimizers.Adam):
 # They keep a copy of every weight, or forget where it started. A log variance could
 # neither start at its equilibrium nor be held while its task is absent.
 _UNFIT = (keras.optimizers.Ftrl, keras.optimizers.ScheduleFreeAdamW)
-DECAYS = ("weight_decay", "adam_weight_decay")  # the latter is Muon's, for scalars
+DECAYS = ("weight_decay", "adam_weight_decay")  # the latter: Muon's, where it is Adam
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")

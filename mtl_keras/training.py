@@ -161,6 +161,11 @@ class MultiTaskTrainer(keras.Model):
         _check_weighting(weighting, self.task_losses)
         self.weighting = weighting
         self.sigma_learning_rate_factor = sigma_learning_rate_factor
+        self._add_trackers()
+        self._warned_of: set[str] = set()
+        self.built = network.built
+
+    def _add_trackers(self):
         self.total_tracker = keras.metrics.Mean(name="total")
         self.penalty_tracker = keras.metrics.Mean(name="penalty")
         self.loss_trackers, self.lowest_trackers = {}, {}
@@ -170,8 +175,6 @@ class MultiTaskTrainer(keras.Model):
         self.count_trackers = {
             task: keras.metrics.Sum(name=f"{task}_count") for task in self.task_metrics
         }
-        self._warned_of: set[str] = set()
-        self.built = network.built
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         return self.network(x, training=training)

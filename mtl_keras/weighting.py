@@ -34,9 +34,9 @@ class UncertaintyWeighting(keras.layers.Layer):
     task's weight `a * exp(-s)` is `c / L`. The total may be negative: `c * s` has no
     floor, and a task whose loss is small has a negative `s`. Watch the task losses.
 
-    Sees scalars only; masks are applied before. The losses should be means, so
-    that neither the batch size nor the number of outputs changes the balance.
-    Every `s` is float32 under every dtype policy.
+    The layer sees only scalars; masks are applied before. The losses should be means,
+    or the batch size and the number of outputs would change the balance. Every `s` is
+    float32 under every dtype policy.
 
     Args:
         likelihoods: dict. Task name to `"softmax"`, `"gaussian"`,
@@ -62,8 +62,8 @@ class UncertaintyWeighting(keras.layers.Layer):
         The total, a scalar: float32, or float64 if a loss is.
 
     Raises:
-        ValueError: for an unknown likelihood or task, or a start outside the
-            bounds.
+        ValueError: for no task, an unknown likelihood or task, `bounds` that are not
+            increasing numbers in -80..80, or a start outside the bounds.
 
     Example:
     >>> layer = UncertaintyWeighting({"semantic": "softmax", "depth": "gaussian"})
@@ -176,7 +176,7 @@ class UncertaintyWeighting(keras.layers.Layer):
         return total
 
     def start(self, losses: Mapping[str, Any]) -> None:
-        """Starts tasks that have not begun yet at the equilibrium of their losses.
+        """Starts every task that has not begun yet, at the equilibrium of its loss.
 
         Training loops of your own call it once, before the first step, with the losses
         of a sample. `MultiTaskTrainer` starts tasks itself.
@@ -335,7 +335,8 @@ class FixedWeighting(keras.layers.Layer):
         The weighted sum, a scalar: float32, or float64 if a loss is.
 
     Raises:
-        ValueError: for a negative weight or an unknown task.
+        ValueError: for no task, an unknown task, or a weight that is negative or not
+            finite.
 
     Example:
     >>> layer = FixedWeighting({"semantic": 0.5, "depth": 0.25})

@@ -90,7 +90,7 @@ class WorkerPool:
 
 
 class _Process(multiprocessing.context.SpawnProcess):
-    """A process that does not run the script that started it, nor ends at Ctrl-C."""
+    """A process that neither runs the script that started it nor ends at Ctrl-C."""
 
     def start(self):
         script = sys.modules["__main__"]
@@ -117,7 +117,7 @@ def _interrupts_blocked():
 
 
 class _Context(multiprocessing.context.SpawnContext):
-    """Makes the executor's processes and keeps a list of them, as it does not."""
+    """Makes the executor's processes and lists them; the executor hides them."""
 
     # Spawned, since forking is not safe in a process that runs TensorFlow's threads.
     def __init__(self):
