@@ -100,29 +100,33 @@ class UncertaintyWeighting(keras.layers.Layer):
         self.initial_log_variance = initial_log_variance
         self.bounds = (float(low), float(high))
         starts = self._spread(initial_log_variance)
-        self.log_variances, self.seen = {}, {}
-        self.first_totals, self.first_counts = {}, {}
+        self.log_variances: dict[str, keras.Variable] = {}
+        self.first_totals: dict[str, keras.Variable] = {}
+        self.first_counts: dict[str, keras.Variable] = {}
+        self.seen: dict[str, keras.Variable] = {}
         # Optimizers store their state by position, so this does not depend on the
         # order in which the tasks are named.
         for task in sorted(self.likelihoods, key=str):
-            start = starts.get(task)
-            self.log_variances[task] = self._add_scalar(
-                f"{task}_log_variance",
-                0.0 if start is None else start,
-                constraint=_Bounds(*self.bounds),
-            )
-            # The losses that `s` starts from: their sum over the elements.
-            self.first_totals[task] = self._add_scalar(
-                f"{task}_first_total", 0.0, trainable=False
-            )
-            self.first_counts[task] = self._add_scalar(
-                f"{task}_first_count",
-                0.0 if start is None else FIRST_ELEMENTS,
-                trainable=False,
-            )
-            # Whether the task has been present since the last update of `s`.
-            self.seen[task] = self._add_scalar(f"{task}_seen", 0.0, trainable=False)
+            self._add_weights_of(task, starts.get(task))
         self.built = True
+
+    def _add_weights_of(self, task, start):
+        self.log_variances[task] = self._add_scalar(
+            f"{task}_log_variance",
+            0.0 if start is None else start,
+            constraint=_Bounds(*self.bounds),
+        )
+        # The losses that `s` starts from: their sum over the elements.
+        self.first_totals[task] = self._add_scalar(
+            f"{task}_first_total", 0.0, trainable=False
+        )
+        self.first_counts[task] = self._add_scalar(
+            f"{task}_first_count",
+            0.0 if start is None else FIRST_ELEMENTS,
+            trainable=False,
+        )
+        # Whether the task has been present since the last update of `s`.
+        self.seen[task] = self._add_scalar(f"{task}_seen", 0.0, trainable=False)
 
     def _spread(self, start):
         """The start value of every task that has one, `{task: float or None}`."""

@@ -203,7 +203,6 @@ def _visiting_order(votes, labels, border, cluster, min_samples, max_eps):
     by_row = np.argsort(votes[:, 0], kind="stable")
     position = np.argsort(by_row)
     votes, labels, border = votes[by_row], labels[by_row], position[border]
-    limit = max_eps * max_eps
     core_distance = np.zeros(len(votes))  # at most eps, so never what counts
     lone = np.flatnonzero(labels < 0)
     distance = _tree_of(votes).query(votes[lone], min_samples)[0][:, -1]
@@ -212,48 +211,67 @@ def _visiting_order(votes, labels, border, cluster, min_samples, max_eps):
     is_core = np.flatnonzero(labels >= 0)
     cores = _split_by(labels[is_core], is_core, num_clusters)
     borders = _split_by(cluster, border, num_clusters)
-    reach = np.full(len(votes), np.inf)
-    waiting = np.ones(len(votes), bool)
+    waiting = _WaitingVotes(votes, by_row, core_distance, max_eps)
     visited = np.full(len(votes), len(votes))
-
-    def waiting_near(low, high):
-        margin = max_eps * (1 + 1e-9)
-        rows = np.searchsorted(votes[:, 0], [low[0] - margin, high[0] + margin])
-        targets = rows[0] + np.flatnonzero(waiting[slice(*rows)])
-        columns = votes[targets, 1]
-        return targets[(columns >= low[1] - margin) & (columns <= high[1] + margin)]
-
-    def lower_reach(targets, sources):
-        square = ((votes[targets] - votes[sources]) ** 2).sum(axis=-1)
-        new = np.maximum(np.sqrt(square), core_distance[sources]).round(15)
-        new = np.where(square <= limit, new, np.inf)
-        reach[targets] = np.minimum(reach[targets], new)
-
-    next_index = 0
     for step in range(len(votes)):
-        if not waiting[border].any():
+        if not waiting.mask[border].any():
             break
-        least = reach.min()
-        if least < np.inf:
-            ties = np.flatnonzero(reach == least)
-            vote = ties[by_row[ties].argmin()]
-        else:
-            while not waiting[position[next_index]]:
-                next_index += 1
-            vote = position[next_index]
+        vote = waiting.next_vote()
         core, others = [], np.array([vote])
         if labels[vote] >= 0:
             core, others = cores[labels[vote]], borders[labels[vote]]
-            others = np.unique(others[waiting[others]])
+            others = np.unique(others[waiting.mask[others]])
         met = np.concatenate([core, others]).astype(np.intp)
-        visited[met], waiting[met], reach[met] = step, False, np.inf
+        visited[met] = step
+        waiting.remove(met)
         if len(core):
-            near = waiting_near(votes[core].min(axis=0), votes[core].max(axis=0))
+            near = waiting.near(votes[core].min(axis=0), votes[core].max(axis=0))
             if near.size:
-                lower_reach(near, core[_tree_of(votes[core]).query(votes[near])[1]])
+                nearest = core[_tree_of(votes[core]).query(votes[near])[1]]
+                waiting.lower_reach(near, nearest)
         for source in others[core_distance[others] < np.inf]:
-            lower_reach(waiting_near(votes[source], votes[source]), source)
+            near = waiting.near(votes[source], votes[source])
+            waiting.lower_reach(near, source)
     return visited[position]
+
+
+class _WaitingVotes:
+    """The votes that OPTICS has not visited, with their reachability from the others.
+
+    Votes are sorted by their first coordinate; `index` holds their original places.
+    """
+
+    def __init__(self, votes, index, core_distance, max_eps):
+        self.votes, self.index = votes, index
+        self.core_distance, self.max_eps = core_distance, max_eps
+        self.mask = np.ones(len(votes), bool)
+        self._reach = np.full(len(votes), np.inf)
+        self._by_index = iter(np.argsort(index))
+
+    def next_vote(self):
+        """The vote of least reachability, else the first one; ties by `index`."""
+        least = self._reach.min()
+        if least < np.inf:
+            ties = np.flatnonzero(self._reach == least)
+            return ties[self.index[ties].argmin()]
+        return next(vote for vote in self._by_index if self.mask[vote])
+
+    def remove(self, visited):
+        self.mask[visited], self._reach[visited] = False, np.inf
+
+    def near(self, low, high):
+        """Waiting votes in the box from `low` to `high`, widened by `max_eps`."""
+        margin = self.max_eps * (1 + 1e-9)
+        rows = np.searchsorted(self.votes[:, 0], [low[0] - margin, high[0] + margin])
+        found = rows[0] + np.flatnonzero(self.mask[slice(*rows)])
+        columns = self.votes[found, 1]
+        return found[(columns >= low[1] - margin) & (columns <= high[1] + margin)]
+
+    def lower_reach(self, targets, sources):
+        square = ((self.votes[targets] - self.votes[sources]) ** 2).sum(axis=-1)
+        new = np.maximum(np.sqrt(square), self.core_distance[sources]).round(15)
+        new = np.where(square <= self.max_eps * self.max_eps, new, np.inf)
+        self._reach[targets] = np.minimum(self._reach[targets], new)
 
 
 def _tree_of(points):
