@@ -1,7 +1,7 @@
 """Clusters of points in the plane: the votes of the pixels for their centres.
 
 `cluster_votes` is OPTICS with its reachability plot cut, as in the original; the
-other methods are scikit-learn's. All of them leave some votes out as noise.
+other methods are scikit-learn's. All of them may leave votes out, as noise.
 
 References:
  - Ankerst et al., 1999, *OPTICS: ordering points to identify the clustering
@@ -249,7 +249,7 @@ class _WaitingVotes:
         self._by_index = iter(np.argsort(index))
 
     def next_vote(self):
-        """The vote of least reachability, else the first one; ties by `index`."""
+        """The vote of least reachability, or the first if none can be reached."""
         least = self._reach.min()
         if least < np.inf:
             ties = np.flatnonzero(self._reach == least)
@@ -275,7 +275,7 @@ class _WaitingVotes:
 
 
 def _tree_of(points):
-    from scipy.spatial import KDTree  # here only: `METHODS` can be had without a wait
+    from scipy.spatial import KDTree  # here only: it takes a while to import
 
     return KDTree(points)
 
