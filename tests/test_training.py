@@ -1062,7 +1062,7 @@ def test_metrics_that_make_their_variables_late_and_unknown_outputs(prepared):
     trainer.compile("adam")
     for run in (trainer.fit, trainer.evaluate):
         if keras.backend.backend() == "jax" and not prepared:
-            with pytest.raises(ValueError, match="'r2_score' of task 'height' makes"):
+            with pytest.raises(ValueError, match="'r2_score' of task 'height' creates"):
                 run(x, some(targets), verbose=0)
         else:
             run(x, some(targets), verbose=0)
