@@ -72,7 +72,7 @@ def main():
             run(
                 python, "-m", "pip", "install", "--quiet", *pins, f"{wheel}[tensorflow]"
             )
-        with step("train and evaluate as commands"):
+        with step("train, evaluate and predict as commands"):
             check_commands(python, place)
 
 
@@ -117,7 +117,8 @@ def check_packages(freeze):
 
 
 def check_commands(python, place):
-    """Trains for two steps and evaluates, in a folder of its own and elsewhere."""
+    """Trains for two steps, evaluates and predicts, in the working directory; records
+    go where `--data-dir` says."""
     work = place / "work"
     work.mkdir()
     run(python, "-c", TREE, cwd=work)
@@ -131,6 +132,9 @@ def check_commands(python, place):
         )
         assert re.search(r"\| constant predictor \|", evaluated), evaluated
         assert (work / "runs" / folder / "metrics.json").exists()
+    (picture, *_) = work.glob("tree/leftImg8bit/val/*/*.png")
+    run(python, "-m", "mtl_keras", "predict", "runs/data", picture, cwd=work)
+    assert (work / "predictions" / f"{picture.stem}.json").exists()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ LINK = re.compile(r"\]\(\s*([^)\s]+)\s*\)")
 # A command ends with its line, at a comment, or where inline code ends.
 COMMAND = re.compile(r"python (train|evaluate|predict)\.py([^`#\n]*)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
-OTHER_OPTIONS = {"--help", "--preset", "--rounds"}  # the latter two of benchmarks
+OTHER_OPTIONS = {"--help", "--pictures", "--preset", "--rounds"}  # of benchmarks
 MODULE = re.compile(r"python -m ((?:benchmarks|examples|docs)\.\w+)")
 PLACEHOLDERS = {"ROW": "all", "RATE": "1e-3"}
 

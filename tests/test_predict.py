@@ -19,7 +19,7 @@ from mtl_keras.experiments.options import PredictOptions, TrainOptions, write_op
 from mtl_keras.figures.panel import draw_panel
 from mtl_keras.instances import encode_offsets
 from mtl_keras.model import build_network, build_small_network
-from mtl_keras.serving import answers, models, pictures
+from mtl_keras.serving import answers, models, pictures, videos
 from mtl_keras.serving.saved_model import export_saved_model
 from mtl_keras.streets import render_scene
 
@@ -178,6 +178,13 @@ def test_objects_are_found_and_described():
     assert set(np.unique(coded)) == numbers
     panel = draw_panel(np.zeros((80, 120, 3), np.uint8), *answer[:3], answer.objects)
     assert panel.dtype == np.uint8 and 960 <= panel.shape[1] <= 1000
+    # Frames of a video have one size, whatever is in them.
+    picture = np.zeros((80, 120, 3), np.uint8)
+    sizes = {
+        draw_panel(picture, np.full((80, 120), k, np.uint8), None, None, [], True).shape
+        for k in (7, CAR)
+    }
+    assert len(sizes) == 1
 
 
 def test_tasks_that_are_missing_are_left_out():
@@ -295,6 +302,31 @@ def test_distances_need_a_camera(run):
     assert lens_of(np.zeros((8, 8, 3))) == answers.Lens(1000.0, 0.2)
     _, lens_of = predict.open_model(run, PredictOptions())
     assert lens_of(np.zeros((1024, 2048, 3))) is None  # a run on rendered scenes
+
+
+def test_a_video_becomes_a_video(run, tmp_path, capsys):
+    moving = [np.roll(render_scene(7, (47, 81))["image"], i, 1) for i in range(5)]
+    videos.write_video(tmp_path / "a.mp4", moving, 10.0)
+    (tmp_path / "b.mp4").write_bytes(b"hello")
+    source = videos.Video(tmp_path / "a.mp4")
+    assert source.rate == 10.0 and len([*source]) == 5
+    assert next(iter(source)).shape == (48, 82, 3)  # even sizes
+    names = (tmp_path / "a.mp4", tmp_path / "b.mp4")
+    arguments = (run, *names, "--output", tmp_path / "out", "--batch-size", 2)
+    assert call(*arguments) == 1
+    assert "b.mp4 is not a video that OpenCV can read" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.mp4"]
+    written = videos.Video(tmp_path / "out" / "a.mp4")
+    frames = [*written]
+    assert len(frames) == 5 and written.rate == 10.0
+    with pytest.raises(ValueError, match="must have one size"):
+        videos.write_video(tmp_path / "c.mp4", [moving[0], moving[0][:9]], 10.0)
+    assert not [*tmp_path.glob("*c.mp4*")]
+    assert frames[0].shape[1] > 900 and frames[0].std() > 20
+    assert call(*arguments) == 2
+    assert "a.mp4 exists" in capsys.readouterr().err
+    assert call(run, names[0], "--only", "json", "--output", tmp_path / "x") == 2
+    assert "--only has to name picture" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -85,6 +85,7 @@ def start_tensorflow(verbose: bool = False) -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "2")
     if not verbose:
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet
         logging.getLogger("absl").setLevel(logging.ERROR)  # of tensorflow-datasets
     with contextlib.nullcontext() if verbose else _without_noise():
         import keras

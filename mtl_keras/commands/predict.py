@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import functools
 import itertools
 import pathlib
 import sys
@@ -33,8 +34,9 @@ from mtl_keras.workers import count_cores
 if TYPE_CHECKING:  # what takes seconds to import waits until the options are read
     import numpy as np
 
-    from mtl_keras.serving.answers import Lens
+    from mtl_keras.serving.answers import Answer, Lens
     from mtl_keras.serving.models import ServedModel
+    from mtl_keras.serving.videos import Video
 
 DEFAULT_MODEL = "runs/demo"
 # What each kind of file is made from.
@@ -81,20 +83,30 @@ def predict(
     options: PredictOptions, model_path: pathlib.Path, names: Sequence[str]
 ) -> None:
     """Predicts pictures; exit status 1 if some of them could not be read."""
+    from mtl_keras.serving import videos
     from mtl_keras.serving.pictures import find_pictures
 
     paths = find_pictures(names)
     directory = pathlib.Path(options.output)
-    check_output(directory, paths, options)
+    is_video = {path: path.suffix.lower() in videos.SUFFIXES for path in paths}
+    check_output(directory, is_video, options)
     model, lens_of = open_model(model_path, options)
     directory.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
-    num_written = predict_all(options, model, lens_of, paths)
-    rate = num_written / (time.perf_counter() - started)
-    print(
-        f"{num_written} of {len(paths)} pictures are in {directory}; {rate:.3g} per "
-        "second."
-    )
+    num_written = 0
+    if pictures := [path for path in paths if not is_video[path]]:
+        started = time.perf_counter()
+        num_written = predict_all(options, model, lens_of, pictures)
+        rate = num_written / (time.perf_counter() - started)
+        print(
+            f"{num_written} of {len(pictures)} pictures are in {directory}; "
+            f"{rate:.3g} per second."
+        )
+    for path in [path for path in paths if is_video[path]]:
+        try:
+            predict_video(options, model, lens_of, videos.Video(path))
+            num_written += 1
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
     if num_written < len(paths):
         sys.exit(1)
 
@@ -138,6 +150,50 @@ def predict_all(
     return num_written
 
 
+def predict_video(
+    options: PredictOptions,
+    model: ServedModel,
+    lens_of: Callable[[np.ndarray], Lens | None],
+    video: Video,
+) -> None:
+    """Writes a video of the pictures to look at, at the rate of the given one."""
+    from tqdm import tqdm
+
+    from mtl_keras.serving import videos
+
+    with (
+        concurrent.futures.ThreadPoolExecutor(count_cores()) as pool,
+        tqdm(total=video.num_frames or None, unit="frame", desc=video.path.name) as bar,
+    ):
+
+        def draw_all():
+            frames = iter(video)
+            while batch := [*itertools.islice(frames, options.batch_size)]:
+                all_outputs = model.predict(batch)
+                lenses = map(lens_of, batch)
+                show = functools.partial(look, options, label_set=model.label_set)
+                yield from pool.map(show, batch, all_outputs, lenses)
+                bar.update(len(batch))
+
+        target = pathlib.Path(options.output) / f"{video.path.stem}.mp4"
+        videos.write_video(target, draw_all(), video.rate)
+    print(f"{target} is written.")
+
+
+def look(
+    options: PredictOptions,
+    picture: np.ndarray,
+    outputs: dict[str, np.ndarray],
+    lens: Lens | None,
+    label_set: str,
+) -> np.ndarray:
+    """A frame of the video, `(h, w, 3)` uint8 RGB."""
+    from mtl_keras.figures.panel import draw_panel
+
+    found = decide(options, picture, outputs, label_set, lens)
+    return draw_panel(picture, *found[:3], found.objects, all_classes=True)
+
+
 def open_model(
     path: pathlib.Path, options: PredictOptions
 ) -> tuple[ServedModel, Callable[[np.ndarray], Lens | None]]:
@@ -172,14 +228,17 @@ def open_model(
 
 
 def check_output(
-    directory: pathlib.Path, paths: Sequence[pathlib.Path], options: PredictOptions
+    directory: pathlib.Path, is_video: dict[pathlib.Path, bool], options: PredictOptions
 ) -> None:
-    """Raises `UserError` if something would be overwritten without `--overwrite`."""
+    """Raises `UserError` if something would be overwritten without `--overwrite`, or
+    if only other files than a video are asked for of one."""
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is not a directory; choose another --output.")
     endings = [ENDINGS[kind] for kind in options.only or ENDINGS]
-    for path in paths:
-        for ending in endings:
+    for path in is_video:
+        if is_video[path] and ENDINGS["picture"] not in endings:
+            raise UserError(f"{path} becomes a video; --only has to name picture.")
+        for ending in [".mp4"] if is_video[path] else endings:
             target = directory / f"{path.stem}{ending}"
             if target.exists() and target.resolve() == path.resolve():
                 raise UserError(f"{target} is an input; choose another --output.")
@@ -228,16 +287,7 @@ def answer(
     from mtl_keras.serving import answers
 
     kinds = options.only or tuple(ENDINGS)
-    needed = set().union(*(TASKS_OF_KINDS[kind] for kind in kinds))
-    found = answers.make_answer(
-        {task: values for task, values in outputs.items() if task in needed},
-        picture.shape[:2],
-        label_set,
-        lens,
-        method=options.method,
-        left_over=options.left_over,
-        **options.method_options,
-    )
+    found = decide(options, picture, outputs, label_set, lens)
     files = answers.encode_answer(
         found,
         [ENDINGS[kind] for kind in kinds],
@@ -252,3 +302,26 @@ def answer(
         )
         files[ENDINGS["picture"]] = encode_png(panel)
     answers.write_files(pathlib.Path(options.output), path.stem, files)
+
+
+def decide(
+    options: PredictOptions,
+    picture: np.ndarray,
+    outputs: dict[str, np.ndarray],
+    label_set: str,
+    lens: Lens | None,
+) -> Answer:
+    """What the outputs say of a picture, as far as its files need it."""
+    from mtl_keras.serving import answers
+
+    kinds = options.only or tuple(ENDINGS)
+    needed = set().union(*(TASKS_OF_KINDS[kind] for kind in kinds))
+    return answers.make_answer(
+        {task: values for task, values in outputs.items() if task in needed},
+        picture.shape[:2],
+        label_set,
+        lens,
+        method=options.method,
+        left_over=options.left_over,
+        **options.method_options,
+    )

@@ -295,8 +295,8 @@ def _prepare(open_builder, data_dir):
         if reason := _why_not_written(error, data_dir):
             raise UserError(
                 f"The records cannot be kept in {data_dir.absolute()} ({reason}); make "
-                "it a directory that you may write to, with room for them, or work in "
-                "another one."
+                "it a directory that you may write to, with room for them, or choose "
+                "another `data_dir`."
             ) from error
         raise
     return builder

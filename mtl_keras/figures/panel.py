@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mtl_keras.cityscapes import LABELS, color_table
+from mtl_keras.cityscapes import EVALUATED, LABELS, color_table
 from mtl_keras.figures.objects import distinct_colors
 
 CELL_WIDTHS = 480, 960  # smallest and largest width of a cell in pixels
@@ -22,6 +22,7 @@ def draw_panel(
     instances: np.ndarray | None,
     disparity: np.ndarray | None,
     objects: Sequence[Mapping[str, Any]],
+    all_classes: bool = False,
 ) -> np.ndarray:
     """Input, classes over it, objects with outline and name, and depth.
 
@@ -32,6 +33,8 @@ def draw_panel(
         disparity: `(H, W)` in pixels.
         objects: dicts with `number`, `class`, `confidence` and `box`, and maybe
             `distance_m`.
+        all_classes: bool. Whether the legend names all classes that are evaluated, not
+            those in the picture: pictures of one size then have panels of one size.
 
     Returns:
         `(h, w, 3)` uint8 RGB: two cells in a row, each of the picture's proportions.
@@ -46,7 +49,9 @@ def draw_panel(
         shown = _resize(classes, cell_width, cell_height, cv2.INTER_NEAREST)
         mixed = cv2.addWeighted(image, 0.4, color_table()[shown], 0.6, 0)
         cells.append(("classes", Image.fromarray(mixed)))
-        legend = _list_classes(shown)
+        legend = [(label.name, label.color) for label in EVALUATED]
+        if not all_classes:
+            legend = _list_classes(shown)
     if instances is not None:
         shown = _resize(
             instances.astype(np.uint16), cell_width, cell_height, cv2.INTER_NEAREST

@@ -130,8 +130,7 @@ def _place_objects(small, found, classes, disparity, lens):
     nearest = cv2.resize(
         small.astype(np.uint16), (width, height), interpolation=cv2.INTER_NEAREST_EXACT
     )
-    instances = np.zeros(classes.shape, np.int32)
-    objects: list[dict[str, Any]] = []
+    instances, objects = np.zeros(classes.shape, np.int32), []
     for k, (label_id, confidence) in enumerate(found, 1):
         window = _window_of(small == k, classes.shape)
         inside = (nearest[window] == k) & (classes[window] == label_id)
