@@ -3,6 +3,7 @@
 import importlib
 import importlib.machinery
 import sys
+from typing import Any
 
 __version__ = "0.2.0.dev0"
 
@@ -13,7 +14,7 @@ _PUBLIC = {
     "UncertaintyWeighting": "weighting",
     "build_network": "model",
 }
-# Those on Keras, which need nothing but it and NumPy; and those that do without Keras.
+# The modules that need Keras and NumPy; the other two do without Keras.
 _ON_KERAS = (
     "layers",
     "losses",
@@ -27,7 +28,7 @@ _MODULES = ("cityscapes", "instances", *_ON_KERAS)
 __all__ = [*_PUBLIC, *_MODULES]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     # Loaded on first use: the scripts' --help and the renderer's worker
     # processes import the package without waiting for Keras.
     if name in _PUBLIC or name in _MODULES:
@@ -38,7 +39,7 @@ def __getattr__(name):
     raise AttributeError(f"module 'mtl_keras' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return __all__
 
 
@@ -49,7 +50,7 @@ def _import_modules():
 
 
 class _AfterKeras(importlib.machinery.PathFinder):
-    """Imports the modules right after Keras, unless one of them imports it now."""
+    """Imports the modules right after Keras, unless one of them is importing it."""
 
     @classmethod
     def find_spec(cls, fullname, path=None, target=None):

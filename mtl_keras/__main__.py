@@ -9,7 +9,7 @@ COMMANDS = ("train", "evaluate", "predict")
 
 
 def main(command: str | None = None) -> None:
-    """Runs a command with the arguments of the process.
+    """Runs a command with the arguments of this process.
 
     Args:
         command: optional str, one of `COMMANDS`. Defaults to the first argument.

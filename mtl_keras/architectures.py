@@ -4,9 +4,17 @@ from typing import NamedTuple
 
 
 class Backbone(NamedTuple):
-    """Size of a ResNet v1: bottleneck blocks of each of the four stages and width of
-    the first stage's 3x3 convolutions; and width of what goes on top of it: the heads
-    of `mtl`, and the pyramid's branches and the heads of `kendall`."""
+    """The size of a ResNet v1 and of what stands on top of it.
+
+    Attributes:
+        blocks: number of bottleneck blocks in each of the four stages.
+        width: channels of the 3x3 convolutions of the first stage.
+        head_width: channels of the heads of `mtl`.
+        aspp_width: channels of the pyramid's branches and of the heads of `kendall`.
+
+    References:
+     - [He et al., 2015](https://arxiv.org/abs/1512.03385), table 1
+    """
 
     blocks: tuple[int, int, int, int]
     width: int

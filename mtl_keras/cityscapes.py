@@ -1,7 +1,7 @@
 """Facts about Cityscapes: the label table, the camera and the file names.
 
-Nothing here computes; the rest of the package derives its class lists from
-`LABELS` and never spells out an index.
+The rest of the package derives its class lists from `LABELS` and never spells out
+an index.
 
 References:
  - [Label definitions](https://github.com/mcordts/cityscapesScripts), file
@@ -21,7 +21,7 @@ class Label(NamedTuple):
     """One row of the official label table.
 
     `id` is the value in `*_labelIds.png`, `train_id` the class index in the
-    19-class benchmark (255: none), `has_instances` says whether single objects
+    19-class benchmark (255: none). `has_instances` says whether individual objects
     are annotated, `ignored` whether the official evaluation skips the pixels.
     """
 
@@ -76,13 +76,14 @@ SKY_ID = LABEL_IDS["sky"]
 EVALUATED = tuple(label for label in LABELS if not label.ignored)
 THING_IDS = tuple(label.id for label in EVALUATED if label.has_instances)
 
-# An instance id of 1000 or more is `label_id * 1000 + number`; below, it is the
-# label id of stuff or of a group whose members were not told apart.
+# An instance id of 1000 or more is `label_id * 1000 + number`. A smaller one is the
+# label id of stuff, or of a group whose members were not told apart.
 FIRST_INSTANCE_ID = 1000
 
-DISPARITY_STEPS = 256.0  # to a pixel of disparity, in `*_disparity.png`
+DISPARITY_STEPS = 256.0  # per pixel of disparity, in `*_disparity.png`
 
-# The class indices a network may predict, by the name of the label set.
+# By the name of the label set: the labels a network may predict, in the order of
+# their class indices.
 LABEL_SETS = {
     "label_ids": LABELS,
     "train_ids": EVALUATED,
@@ -113,7 +114,7 @@ CAMERA = Camera(  # the camera.json of the Aachen sequences, for IMAGE_SIZE
     pitch=0.038,
 )
 
-# What a frame consists of: the folder and the end of the file name.
+# The files of a frame: their folder and the end of their name.
 FILES = {
     "image": ("leftImg8bit", "_leftImg8bit.png"),
     "semantic": ("gtFine", "_gtFine_labelIds.png"),
@@ -125,15 +126,15 @@ FILES = {
 def frame_path(
     root: PathLike, split: str, frame_id: str, kind: str, city: str | None = None
 ) -> pathlib.Path:
-    """Path of one file of a frame.
+    """The path of one file of a frame; the file need not exist.
 
     Args:
-        root: the unpacked tree.
+        root: path of the unpacked data set.
         split: str, a folder such as `"train"`.
         frame_id: str, `{city}_{sequence}_{frame}`.
         kind: str, a key of `FILES`.
-        city: str, the folder below the split. Defaults to the first part of
-            `frame_id`.
+        city: optional str, the folder below the split. Defaults to the first part
+            of `frame_id`.
     """
     folder, ending = FILES[kind]
     city = city or frame_id.split("_")[0]
@@ -141,22 +142,23 @@ def frame_path(
 
 
 def encode_disparity(disparity: np.ndarray) -> np.ndarray:
-    """Disparity in pixels as `*_disparity.png` codes it, `256 d + 1`, in uint16.
+    """Encodes disparity in pixels as `*_disparity.png` does: `256 d + 1`, uint16.
 
-    0 is left for pixels without a disparity; what 16 bits do not hold is clipped.
+    The code 0 is left for pixels without a disparity. Values that do not fit into
+    16 bits are clipped.
     """
     coded = np.rint(np.asarray(disparity) * DISPARITY_STEPS) + 1.0
     return np.clip(coded, 1, 2**16 - 1).astype(np.uint16)
 
 
 def decode_disparity(coded: Tensor) -> Tensor:
-    """Disparity in pixels of what `encode_disparity` made, as floats, of arrays or
-    tensors of floats; it means nothing where the code is 0."""
+    """Disparity in pixels from codes as `encode_disparity` makes them, a float array
+    or tensor of any shape. Where the code is 0, the result has no meaning."""
     return (coded - 1.0) / DISPARITY_STEPS
 
 
 def labels_of(label_set: str) -> tuple[Label, ...]:
-    """The labels of a label set, a class each, in the order of the class indices.
+    """The labels of a label set, one per class, in the order of the class indices.
 
     Raises:
         ValueError: for a name that is not a key of `LABEL_SETS`.

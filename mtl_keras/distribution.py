@@ -1,6 +1,6 @@
-"""Means over all replicas of `tf.distribute`; elsewhere there is only one.
+"""Sums and means over all replicas of `tf.distribute`; elsewhere there is only one.
 
-JAX needs nothing of this: under `keras.distribution` its arrays are global already.
+JAX needs none of this: under `keras.distribution` its arrays are already global.
 """
 
 from typing import Any
@@ -12,18 +12,22 @@ from mtl_keras.hints import Tensor
 
 
 def replica_context() -> Any:
-    """The replica that TensorFlow traces or runs now, `None` if it is the only one."""
+    """The context of the replica that TensorFlow is tracing or running, or `None`.
+
+    It is `None` if there is only one replica, as on every other backend, and outside
+    `strategy.run`.
+    """
     if keras.backend.backend() != "tensorflow":
         return None
-    import tensorflow as tf  # here alone: who imports this may have to do without
+    import tensorflow as tf  # here only: the library runs without it
 
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
         return None
-    return tf.distribute.get_replica_context()  # None outside of `strategy.run`
+    return tf.distribute.get_replica_context()  # None outside `strategy.run`
 
 
 def num_replicas() -> int:
-    """How many replicas share the batch."""
+    """The number of replicas that share the batch."""
     context = replica_context()
     return context.num_replicas_in_sync if context else 1
 
@@ -37,17 +41,17 @@ def sum_over_replicas(value: Tensor) -> Tensor:
 def mean_over_replicas(total: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of values of which every replica holds a part.
 
-    Its value is `sum(total) / sum(count)`, the same on all replicas, and 0 without an
-    element. Its gradient is that of this replica's own part, times the number of
-    replicas: whatever is made of it has to be divided by that number, since the
-    gradients of the replicas are added up.
+    Its value is `sum(total) / sum(count)`, the same on all replicas, and 0 if there
+    are no elements. Its gradient is that of this replica's own part, times the number
+    of replicas. Whatever is computed from it must be divided by that number, since
+    the gradients of the replicas are added up.
 
     Args:
         total: scalar, the sum over the elements of this replica.
-        count: scalar, how many they are.
+        count: scalar, the number of these elements, or the sum of their weights.
 
     Returns:
-        The mean, and the count over all replicas.
+        Two scalars: the mean, and the count over all replicas.
     """
     all_counts = sum_over_replicas(count)
     divisor = ops.where(all_counts > 0, all_counts, ops.ones_like(all_counts))

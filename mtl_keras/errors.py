@@ -1,8 +1,8 @@
-"""The exceptions that the scripts print as a sentence."""
+"""The exceptions whose message the commands print as one sentence."""
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: the message names the thing and says how."""
+    """A mistake that the user can fix; the message names the thing and says how."""
 
 
 class DivergenceError(UserError):
@@ -10,4 +10,4 @@ class DivergenceError(UserError):
 
 
 class BusyError(UserError):
-    """Another process is at work on the same run."""
+    """Another process is working on the same run."""

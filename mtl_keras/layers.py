@@ -1,5 +1,5 @@
-"""Bilinear resizing, alone and fused with the convolution that follows it, and
-dilated convolution."""
+"""Bilinear resizing, alone or fused with the convolution after it; dilated convolution;
+and batch normalization by TensorFlow's fused kernel."""
 
 import functools
 from numbers import Integral
@@ -19,7 +19,7 @@ class BilinearResize(keras.layers.Layer):
     Bilinear interpolation is linear and separable: with one interpolation
     matrix per axis, `output[b, :, :, c] = R @ input[b, :, :, c] @ C.T`, where
     `R` is `(H, h)` and `C` is `(W, w)`. Nothing is smoothed before shrinking.
-    Half precision inputs are interpolated in float32 and rounded once.
+    Inputs in half precision are interpolated in float32 and rounded once.
 
     Args:
         target_size: pair of int. Height and width of the output.
@@ -37,6 +37,10 @@ class BilinearResize(keras.layers.Layer):
 
     Returns:
         Tensor `(batch, H, W, channels)`.
+
+    Raises:
+        ValueError: for a `target_size` that is not a pair of positive integers, or
+            inputs of unknown size.
 
     Example:
     >>> layer = BilinearResize((1, 4))
@@ -77,14 +81,14 @@ class BilinearResize(keras.layers.Layer):
 class ResizeConv2D(keras.layers.Layer):
     """Convolves a bilinearly enlarged image without enlarging its channels.
 
-    The same function, with the same weights and gradients, as
+    It is the same function, with the same weights and gradients, as
 
         Conv2D(filters, kernel_size, padding="same")(
             BilinearResize(target_size, half_pixel_centers)(images)
         )
 
     Resizing is linear and acts on pixels; each tap of the kernel is linear and
-    acts on channels; so the two commute. With `R` and `C` the interpolation
+    acts on channels. The two therefore commute. With `R` and `C` the interpolation
     matrices of rows and columns, and `S_u` the shift by the offset of tap `u`,
     which moves zeros in at the border as SAME padding does,
 
@@ -94,9 +98,9 @@ class ResizeConv2D(keras.layers.Layer):
     `u` and `v` are part of one product along the rows and one along the
     columns. From 16x32 to 128x256 that is 64 times fewer products with the
     kernel. When the target is no larger than the input, resizing first costs
-    less and is what happens.
+    less, and the layer does that.
 
-    Half precision is used for the product with the kernel alone: interpolation,
+    Only the product with the kernel is computed in half precision. Interpolation,
     sum and bias are float32 and rounded once.
 
     Args:
@@ -117,6 +121,10 @@ class ResizeConv2D(keras.layers.Layer):
 
     Returns:
         Tensor `(batch, H, W, filters)`.
+
+    Raises:
+        ValueError: for sizes that are not positive integers, an even `kernel_size`,
+            or inputs of unknown size.
 
     Example:
     >>> layer = ResizeConv2D(8, 3, target_size=(128, 256), activation="relu")
@@ -202,8 +210,8 @@ class ResizeConv2D(keras.layers.Layer):
         taps = ops.matmul(
             ops.reshape(images, (-1, channels)), ops.reshape(kernel, (channels, -1))
         )
-        # Each pixel becomes a block of `rows` by `columns` pixels, one a tap. It
-        # is this map that is transposed, because it is the smallest.
+        # Each pixel becomes a block of `rows` by `columns` pixels, one per tap.
+        # This map is the one to transpose, because it is the smallest.
         taps = ops.reshape(taps, (-1, height, width, rows, columns, self.filters))
         taps = ops.transpose(taps, (0, 1, 3, 2, 4, 5))
         taps = ops.reshape(taps, (-1, height * rows, width * columns, self.filters))
@@ -252,7 +260,7 @@ class ResizeConv2D(keras.layers.Layer):
 class AtrousConv2D(keras.layers.Conv2D):
     """Convolves with a dilated kernel, without multiplying the padding.
 
-    The same function, with the same weights and gradients, as
+    It is the same function, with the same weights and gradients, as
 
         Conv2D(filters, kernel_size, padding="same", dilation_rate=dilation_rate)
 
@@ -261,23 +269,23 @@ class AtrousConv2D(keras.layers.Conv2D):
 
         conv(x) = sum_uv S_uv (x @ kernel[u, v])
 
-    and each product is taken over the pixels that the shift leaves inside the
+    and each product is computed only for the pixels that the shift leaves inside the
     image. On 16x32 pixels a 3x3 kernel at rate 12 then costs 3.4 products per pixel
     instead of 9; at rate 24, where the taps above and below meet nothing but
-    padding, 1.5; and at rate 36 it is a 1x1 convolution. TensorFlow's dilated
-    convolution on CPUs is much slower still at such rates; at rates up to 4 it is
+    padding, 1.5; and at rate 36 it is a 1x1 convolution. On CPUs, TensorFlow's
+    dilated convolution takes much longer still at such rates; at rates up to 4 it is
     about as fast as this layer.
 
-    Half precision is used for the products alone: they are added up in float32, and
-    so are the gradients, and the sum is rounded again.
+    Only the products are computed in half precision. They and their gradients are
+    added up in float32, and the sum is rounded.
 
     Args:
         filters: int. Number of output channels.
         kernel_size: odd int or pair of odd int. Height and width of the kernel.
         dilation_rate: int or pair of int. Distance in pixels between the taps.
             Defaults to `1`.
-        **kwargs: passed on to `keras.layers.Conv2D`. Strides and groups have to be
-            1, the padding `"same"` and the channels last; all are by default.
+        **kwargs: passed on to `keras.layers.Conv2D`. Strides and groups must be 1,
+            the padding `"same"` and the channels last, as they are by default.
 
     Call arguments:
         images: tensor `(batch, h, w, channels)` whose `h` and `w` are known
@@ -285,6 +293,10 @@ class AtrousConv2D(keras.layers.Conv2D):
 
     Returns:
         Tensor `(batch, h, w, filters)`.
+
+    Raises:
+        ValueError: for an even `kernel_size`, for other strides, groups, padding or
+            data format, or for inputs of unknown size.
 
     Example:
     >>> layer = AtrousConv2D(8, 3, dilation_rate=12)
@@ -326,8 +338,8 @@ class AtrousConv2D(keras.layers.Conv2D):
         height, width = _static_size(inputs.shape)
         channels = inputs.shape[-1]
         dtype = keras.backend.result_type(inputs.dtype, "float32")
-        inputs = ops.cast(inputs, dtype)  # so that gradients are added up in it, too
-        # One unstack: the gradient of every single slice is as large as the kernel.
+        inputs = ops.cast(inputs, dtype)  # gradients, too, are added up in this dtype
+        # One unstack, since the gradient of each slice is as large as the kernel.
         taps = ops.unstack(ops.reshape(kernel, (-1, channels, self.filters)))
         shifted = []
         for (u, v), tap in zip(np.ndindex(self.kernel_size), taps, strict=True):
@@ -349,17 +361,17 @@ class AtrousConv2D(keras.layers.Conv2D):
 class FusedBatchNormalization(keras.layers.BatchNormalization):
     """Normalizes batches as Keras does, by TensorFlow's fused kernel.
 
-    The same function, with the same arguments, weights and gradients, as
-    `keras.layers.BatchNormalization`, which on TensorFlow consists of about seventy
-    operations a training step and is one here, and its gradient another. Half
-    precision is read and written by the kernel; Keras makes float32 copies.
+    It is the same function, with the same arguments, weights and gradients, as
+    `keras.layers.BatchNormalization`. On TensorFlow, that takes about seventy
+    operations per training step; this takes one, and one for its gradient. The kernel
+    reads and writes half precision, of which Keras makes float32 copies.
 
     TensorFlow's kernel returns the variance that estimates the population's, with
     `n - 1` in the denominator. The moving variance is Keras's, with `n`.
 
     Keras's own code runs on other backends, with a mask, in float64, with `renorm`,
-    `synchronized`, another `axis` than the last, without `center` or `scale`, with an
-    `epsilon` below the 1e-5 that cuDNN asks for, and on inputs that are not 4-D.
+    `synchronized` or an `axis` other than the last, without `center` or `scale`, with
+    an `epsilon` below the 1e-5 that cuDNN asks for, and on inputs that are not 4-D.
 
     Args:
         **kwargs: passed on to `keras.layers.BatchNormalization`.
@@ -384,7 +396,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     ) -> Tensor:
         if mask is not None or not self._suits_the_kernel(inputs):
             return super().call(inputs, training=training, mask=mask)
-        import tensorflow as tf  # here alone: the module has to do without
+        import tensorflow as tf  # here only: the library runs without it
 
         def normalize(*moments, is_training):
             return tf.compat.v1.nn.fused_batch_norm(
@@ -404,7 +416,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         channels, size = inputs.shape[-1], inputs.shape.num_elements()
         if not size:  # unknown, or an empty batch, whose statistics are NaN
             size = tf.cast(tf.size(inputs, out_type=tf.int64), tf.float32)
-        # Exactly 0 for a single pixel, of which kernels may return NaN.
+        # Exactly 0 for a single pixel, for which kernels may return NaN.
         variance = tf.math.multiply_no_nan(variance, 1.0 - channels / size)
         for moving, old, new in (
             (self.moving_mean, moving_mean, mean),
@@ -444,8 +456,8 @@ def _interpolate(images, row_matrix, column_matrix):
     """Multiplies `(batch, h, w, channels)` by matrices `(H, h)` and `(W, w)`.
 
     Interpolation weights are seldom exact in half precision, and the product
-    of the first matrix would be rounded once more: both products run in
-    float32 (or float64, if the images do).
+    with the first matrix would be rounded once more. Both products are therefore
+    computed in float32, or in float64 if the images are.
     """
     dtype = keras.backend.result_type(images.dtype, "float32")
     row_count, height = row_matrix.shape
@@ -459,8 +471,8 @@ def _interpolate(images, row_matrix, column_matrix):
 
 
 def _matmul_each(matrix, stack):
-    # Repeating the small matrix makes this a batched product; left to broadcast,
-    # XLA folds the batch into the columns and transposes the large operands.
+    # Repeating the small matrix makes this a batched product. If it were broadcast,
+    # XLA would fold the batch into the columns and transpose the large operands.
     matrix = ops.convert_to_tensor(matrix, dtype=stack.dtype)
     matrix = ops.broadcast_to(matrix, (ops.shape(stack)[0], *matrix.shape))
     return ops.matmul(matrix, stack)

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 
 class Likelihood(NamedTuple):
-    """The noise model of a task: its loss `L` enters the total as
-    `a * exp(-s) * L + c * s`, and `exp(s / sigma_power)` is called sigma."""
+    """The noise model of a task, with the learned scalar `s`: its loss `L` enters the
+    total as `a * exp(-s) * L + c * s`, and `exp(s / sigma_power)` is called sigma."""
 
     a: float
     c: float

@@ -1,4 +1,4 @@
-"""Losses of single elements, summed where a mask says that they count."""
+"""Losses of individual elements, summed where a mask says that they count."""
 
 import inspect
 from collections.abc import Callable
@@ -16,18 +16,18 @@ from mtl_keras.hints import Tensor
 class MaskedLoss(keras.losses.Loss):
     """The mean of a Keras loss over the elements whose mask is set.
 
-    `MultiTaskTrainer` averages every loss in this way by itself. This is for other
-    training loops, in which Keras divides by all elements, also those that a mask
-    leaves out.
+    `MultiTaskTrainer` averages every loss in this way itself. This class is for other
+    training loops, in which Keras divides by the number of all elements, including
+    those that a mask leaves out.
 
-    Targets and predictions are replaced by 0 where the mask is 0 before the
-    loss sees them, so that nothing there (NaN included) reaches value or
-    gradient. The sum is divided by the sum of the mask; an empty mask gives 0.
+    Before the loss sees them, targets and predictions are replaced by 0 where the
+    mask is 0. Nothing there, NaN included, reaches the value or the gradient. The
+    sum is divided by the sum of the mask; an empty mask gives 0.
 
     Args:
         loss: a `keras.losses.Loss`, such as `keras.losses.MeanAbsoluteError()`, or
-            the name of one, or a function of targets and predictions. It stays as it
-            is; its reduction does not matter.
+            the name of one, or a function of targets and predictions. It is not
+            changed; its reduction, which must not be `"sum"`, has no effect.
         name: optional str.
         **kwargs: passed on to `keras.losses.Loss`.
 
@@ -37,8 +37,12 @@ class MaskedLoss(keras.losses.Loss):
         sample_weight: mask of any dtype, 0 or a positive weight, as `sum_loss`
             takes it. `None` counts every element.
 
+    Returns:
+        The mean, a scalar: float32, or float64 if the loss is.
+
     Raises:
-        ValueError: if the mask fits neither the elements nor the samples.
+        ValueError: for what `get_loss` refuses, or if the mask fits neither the
+            elements nor the samples.
 
     Example:
     >>> loss = MaskedLoss(keras.losses.MeanAbsoluteError())
@@ -79,7 +83,7 @@ class MaskedLoss(keras.losses.Loss):
 class L1Norm(keras.losses.Loss):
     """The sum of the absolute errors of a vector, `|dy| + |dx|` for an offset.
 
-    Keras's `MeanAbsoluteError` is the mean over the components; of an offset, half
+    Keras's `MeanAbsoluteError` is the mean over the components, for an offset half
     of this.
 
     Args:
@@ -89,6 +93,9 @@ class L1Norm(keras.losses.Loss):
     Call arguments:
         y_true: targets, `(batch, ..., components)`.
         y_pred: predictions of the same shape.
+
+    Returns:
+        The mean of the norms, or what else the `reduction` says.
 
     Example:
     >>> float(L1Norm()(ops.zeros((1, 2)), ops.array([[1.0, -3.0]])))
@@ -107,7 +114,14 @@ class L1Norm(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
 class FunctionLoss(keras.losses.Loss):
-    """A function of targets and predictions that returns a value per element."""
+    """A loss made of a function of targets and predictions.
+
+    Args:
+        fn: function `(y_true, y_pred)` that returns a value per element, `(batch,
+            ...)`.
+        name: optional str. Defaults to that of the function.
+        **kwargs: passed on to `keras.losses.Loss`.
+    """
 
     def __init__(
         self, fn: Callable[..., Tensor], name: str | None = None, **kwargs: Any
@@ -129,19 +143,19 @@ class FunctionLoss(keras.losses.Loss):
 
 
 def get_loss(identifier: Any, whose: str) -> Callable[..., Tensor]:
-    """What Keras takes for a loss, as something that `sum_loss` can sum.
+    """Turns what Keras accepts as a loss into something that `sum_loss` can sum.
 
     Args:
         identifier: a `keras.losses.Loss`, its class or its name, a function of
             targets and predictions that returns a value per element, or a callable
             with the argument `sample_weight` that returns a scalar.
-        whose: str, what messages call the owner of the loss.
+        whose: str, what error messages call the owner of the loss.
 
     Returns:
         A `keras.losses.Loss`, or the callable with `sample_weight`.
 
     Raises:
-        ValueError: for anything else, and for a loss that sums.
+        ValueError: for anything else, and for a loss with the reduction `"sum"`.
     """
     try:
         loss = keras.losses.get(identifier)
@@ -165,7 +179,8 @@ def get_loss(identifier: Any, whose: str) -> Callable[..., Tensor]:
 
 
 def serialize_loss(loss: Any) -> Any:
-    """A loss with all of its options; Keras forgets some, as the `delta` of `Huber`."""
+    """Serializes a loss with all of its options; Keras forgets some, such as the
+    `delta` of `Huber`."""
     serialized = keras.saving.serialize_keras_object(loss)
     if isinstance(loss, keras.losses.Loss):
         options = getattr(loss, "_fn_kwargs", {})
@@ -193,20 +208,20 @@ def sum_loss(
         y_true: targets, `(batch, ...)` or `(batch, ..., channels)`.
         y_pred: predictions, `(batch, ..., channels)` or `(batch,)`.
         mask: optional, of any dtype: a weight per element, `(batch, ...)` or
-            `(batch, ..., 1)`, or per sample, `(batch,)` or `(batch, 1)`; 0 where
-            nothing counts, as also what is negative or NaN.
-        whose: str, what messages call the owner of loss and mask.
+            `(batch, ..., 1)`, or per sample, `(batch,)` or `(batch, 1)`. Where it is
+            0, negative or NaN, nothing counts.
+        whose: str, what error messages call the owner of loss and mask.
 
     Returns:
-        The sum of weight times loss; the sum of the weights, by which to divide it;
-        and the number of valid elements: scalars, float32 at least. A callable that
-        takes `sample_weight` and returns a mean is given weights whose mean is 1, so
-        that it does not matter whether it divides by their sum or by their number.
+        Three scalars, float32 or float64: the sum of weight times loss; the sum of
+        the weights, by which to divide it; and the number of valid elements. A
+        callable that takes `sample_weight` and returns a mean is given weights whose
+        mean is 1, and may divide by their sum or by their number.
 
     Raises:
-        ValueError: for a mask of another shape, for a loss that is not a scalar or that
-            cannot be masked, and for targets that a loss of Keras would stretch to the
-            shape of the predictions.
+        ValueError: for a mask of another shape, for a callable that does not return a
+            scalar, for a loss that cannot be masked, and for targets that a loss of
+            Keras would broadcast to the shape of the predictions.
     """
     if not _is_elementwise(loss):
         return _sum_weighted_mean(loss, y_true, y_pred, mask, whose)
@@ -242,21 +257,22 @@ def align(
     dtype: str | None = None,
     ignore_class: int | None = None,
     keep_finite: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Brings targets, predictions and mask of a task into step.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gives targets, predictions and mask of a task matching shapes.
 
     Args:
         y_true, y_pred, mask, whose: as for `sum_loss`.
-        dtype: optional, that of targets and predictions afterwards. Defaults to their
-            own, or float32 for half precision.
+        dtype: optional str, the dtype to convert targets and predictions to. Defaults
+            to their own, or float32 for half precision.
         ignore_class: optional int. Targets of this class do not count.
-        keep_finite: bool. Whether numbers under the mask stay as they are, and others
-            become 1; a metric, which multiplies by the weights, may divide by them.
+        keep_finite: bool. Whether finite values under the mask stay as they are and
+            NaN and infinity become 1, in place of 0 for all. This is for metrics,
+            which multiply by the weights but may divide by the values.
 
     Returns:
-        Targets; predictions, `(batch, ..., channels)`; both 0 where the mask is;
-        and float weights, `(batch, ...)` or `(batch, 1, ...)`, `None` if every
-        element counts.
+        The targets; the predictions, `(batch, ..., channels)`; both 0 where the mask
+        is 0; and the float weights, `(batch, ...)` or `(batch, 1, ...)`, or `None` if
+        every element counts.
 
     Raises:
         ValueError: for a mask of another shape.
@@ -274,7 +290,7 @@ def align(
     if len(y_pred.shape) == 1:
         y_pred = ops.expand_dims(y_pred, -1)
     if not tree.is_nested(y_true) and y_pred.shape[-1] == 1:
-        # Keras would drop the predictions' last axis, or pair all with all.
+        # Otherwise Keras drops the predictions' last axis, or pairs all with all.
         if len(y_true.shape) == len(y_pred.shape) - 1:
             y_true = ops.expand_dims(y_true, -1)
     kept = None
@@ -325,7 +341,7 @@ def _select(weights, values, keep_finite):
 
 
 def _fit_weights(weights, values, whose):
-    """The weights in the rank of what a loss returned."""
+    """The weights with the rank of what a loss returned."""
     if weights is None:
         return None
     rank, missing = len(values.shape), len(values.shape) - len(weights.shape)
@@ -355,11 +371,11 @@ def _sum_weighted_mean(loss, y_true, y_pred, mask, whose):
         all_weights = ops.broadcast_to(weights, ops.shape(prediction)[:-1])
         count, elements = ops.sum(all_weights), _count(all_weights)
         size = ops.cast(ops.size(weights), weights.dtype)
-        # Without a valid element every error is 0, and so is its gradient: the weights
-        # are 1 then, so that the loss does not divide by 0.
+        # Without a valid element all errors and gradients are 0. The weights are 1
+        # then, or the loss would divide by 0.
         scaled = weights * size / ops.maximum(ops.sum(weights), 1e-30)
         scaled = ops.where(count > 0, scaled, ops.ones_like(scaled))
-        # In the shapes that they came in.
+        # Back to the shapes that they came in.
         if carried is None:
             scaled = ops.reshape(scaled, ops.shape(mask))
         y_pred = ops.reshape(prediction, ops.shape(y_pred))
@@ -380,28 +396,28 @@ def _sum_weighted_mean(loss, y_true, y_pred, mask, whose):
 def _check_replicas(whose):
     if num_replicas() > 1:
         raise ValueError(
-            f"The loss of {whose} returns one number for the batch, which it may have "
-            "divided by the number of replicas, as Keras's own losses do, or not; let "
+            f"The loss of {whose} returns one number for the batch, and may or may not "
+            "have divided it by the number of replicas, as Keras's own losses do; let "
             "it return a value per element."
         )
 
 
 def _check_shapes(loss, y_true, y_pred, weights, whose):
-    """Refuses what a loss of Keras would take for something else: samples that it
-    compares with one another, channels that are not the last axis, and targets of
-    another shape than the predictions, which it would broadcast."""
+    """Refuses what a loss of Keras would get wrong: a mask where it compares samples
+    with one another, channels that are not on the last axis, and targets that it would
+    broadcast to the shape of the predictions."""
     owner = getattr(loss, "fn", type(loss))
     name = getattr(owner, "__name__", "").lower()
     if name == "circle" and weights is not None:
         raise ValueError(
             f"The loss of {whose} compares the samples of a batch with one another, so "
-            "that none can be masked."
+            "none can be masked."
         )
     axis = getattr(loss, "_fn_kwargs", {}).get("axis", -1)
     if isinstance(axis, int) and axis not in (-1, len(y_pred.shape) - 1):
         raise ValueError(
-            f"The loss of {whose} has its channels in the axis {axis}; they must be in "
-            "the last one."
+            f"The loss of {whose} has its channels on axis {axis}; they must be on the "
+            "last one."
         )
     takes_classes = name.startswith(("sparse", "ctc", "circle", "categorical_general"))
     module = str(getattr(owner, "__module__", ""))
@@ -422,15 +438,15 @@ def _count(weights):
 
 
 def as_float(values: Tensor) -> Tensor:
-    """Values in float32, or float64 if that is what they have: sums and counts need
-    it."""
+    """Values in float32, or in float64 if they are that already, as sums and counts
+    need them."""
     values = ops.convert_to_tensor(values)
     dtype = keras.backend.standardize_dtype(values.dtype)
     return ops.cast(values, dtype if dtype == "float64" else "float32")
 
 
 def _is_elementwise(loss):
-    """Whether `loss.call` has the values of single elements."""
+    """Whether `loss.call` returns a value per element."""
     return (
         isinstance(loss, keras.losses.Loss)
         and type(loss).__call__ is keras.losses.Loss.__call__
@@ -451,7 +467,7 @@ def _takes_weights(function):
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, without the pages that Keras and TensorFlow add."""
+    """The first line of an exception's message; Keras and TensorFlow add many more."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -1,4 +1,4 @@
-"""Metrics as Keras takes them, and those that it does not have.
+"""Metrics that Keras does not have, and how names and functions become metrics.
 
 Sums and counts live in the metrics' weights, so the scores do not depend on how a
 split is cut into batches.
@@ -20,16 +20,35 @@ from mtl_keras.losses import first_line
 class EvaluatedMeanIoU(keras.metrics.IoU):
     """Mean intersection over union of the 19 evaluated classes, in 0..1.
 
-    One confusion matrix of the whole split. Pixels whose true label the official
-    evaluation ignores do not count; predicting such a label where another is true
-    is a miss. Classes that neither occur nor are predicted are left out of the
-    mean.
+    It is computed from one confusion matrix of the whole split. Pixels whose true
+    label the official evaluation ignores do not count; predicting such a label where
+    another is true is a miss. Classes that neither occur nor are predicted are left
+    out of the mean.
 
     Args:
         label_set: str, a key of `cityscapes.LABEL_SETS`: what the class indices
             of targets and predictions mean.
         name: str. Defaults to `"miou"`.
         **kwargs: passed on to `keras.metrics.IoU`.
+
+    Call arguments:
+        y_true: class indices, `(batch, height, width)`; others than those of the
+            label set do not count.
+        y_pred: logits or probabilities, `(batch, height, width, num_classes)`.
+        sample_weight: optional mask, `(batch, height, width)`. Pixels above 0 count,
+            all alike.
+
+    Returns:
+        The mean so far, a scalar.
+
+    Raises:
+        ValueError: for an unknown label set.
+
+    Example:
+    >>> metric = EvaluatedMeanIoU("train_ids")
+    >>> truth, prediction = ops.array([[[0, 1]]]), ops.array([[[0, 0]]])
+    >>> float(metric(truth, ops.one_hot(prediction, 19)))  # of 1/2 and 0
+    0.25
 
     References:
      - `evalPixelLevelSemanticLabeling.py` of
@@ -63,7 +82,7 @@ class EvaluatedMeanIoU(keras.metrics.IoU):
         return super().update_state(y_true, y_pred, ops.cast(counts, "int32"))
 
     def result(self) -> Tensor:
-        # Keras's adds an epsilon, so that a perfect prediction has less than 1.
+        # Keras adds an epsilon, which leaves a perfect prediction below 1.
         hits = ops.diagonal(self.total_cm)
         union = ops.sum(self.total_cm, axis=0) + ops.sum(self.total_cm, axis=1) - hits
         hits, union = hits[: len(EVALUATED)], union[: len(EVALUATED)]
@@ -87,12 +106,17 @@ class EvaluatedMeanIoU(keras.metrics.IoU):
 
 
 def euclidean_error(y_true: Tensor, y_pred: Tensor) -> Tensor:
-    """The length of the difference of vectors, `(...)` of `(..., n)`."""
+    """The lengths of the differences of vectors: `(..., n)` to `(...)`."""
     return ops.sqrt(ops.sum(ops.square(y_true - y_pred), axis=-1))
 
 
 class Lowest(keras.metrics.Metric):
-    """The lowest of the values below 0, and 0."""
+    """The lowest of all values so far and 0; `update_state` takes a scalar.
+
+    Args:
+        name: str.
+        **kwargs: passed on to `keras.metrics.Metric`.
+    """
 
     def __init__(self, name: str, **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
@@ -109,16 +133,17 @@ class Lowest(keras.metrics.Metric):
 def get_metrics(
     task: str, metrics: Any, loss: Any = None
 ) -> list[keras.metrics.Metric]:
-    """What Keras takes for metrics of an output, as a list of `keras.metrics.Metric`.
+    """Turns what Keras accepts as metrics into a list of `keras.metrics.Metric`.
 
     Args:
-        task: str, for messages.
+        task: str, for error messages.
         metrics: a metric, its name or a function, or a list of them, or `None`.
-        loss: optional `keras.losses.Loss` of the task, which tells what the name
+        loss: optional `keras.losses.Loss` of the task, which decides what the name
             `accuracy` means.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for anything else, and for `accuracy` if the loss does not say
+            which is meant.
     """
     if metrics is None:
         return []
@@ -164,7 +189,7 @@ def _choose_accuracy(task, loss):
     if name.startswith("categorical"):
         return keras.metrics.CategoricalAccuracy()
     raise ValueError(
-        "what accuracy is meant does not follow from the loss; name it, such as "
+        "which accuracy is meant does not follow from the loss; name it, as in "
         "'sparse_categorical_accuracy'"
     )
 
@@ -173,8 +198,14 @@ def build_metrics(
     task_metrics: Mapping[str, Sequence[keras.metrics.Metric]],
     outputs: Mapping[str, Tensor],
 ) -> None:
-    """Lets metrics that make their variables at first use, such as `R2Score`, do so:
-    in a step of JAX it is too late."""
+    """Makes metrics that create their variables at first use, such as `R2Score`,
+    create them now, since inside a step of JAX it is too late.
+
+    Args:
+        task_metrics: dict of lists of metrics by task.
+        outputs: dict of tensors by task, `(batch, ..., channels)`. Metrics of an
+            output with an unknown size are left as they are.
+    """
     for task, metrics in task_metrics.items():
         shape = tuple(outputs[task].shape)
         if None in shape[1:]:
@@ -189,22 +220,23 @@ def build_metrics(
 def check_metrics_built(
     task_metrics: Mapping[str, Sequence[keras.metrics.Metric]],
 ) -> None:
-    """Raises `ValueError` for metrics that want to make variables in a step of JAX."""
+    """Raises `ValueError` for metrics that would create variables in a step of JAX."""
     if keras.backend.backend() != "jax":
         return
     for task, metrics in task_metrics.items():
         for metric in metrics:
             if not getattr(metric, "_built", True):
                 raise ValueError(
-                    f"The metric {metric.name!r} of task {task!r} makes its variables "
-                    "when it is first updated, which a step of JAX cannot do: update "
-                    "and reset it once before, or use a functional network."
+                    f"The metric {metric.name!r} of task {task!r} creates its "
+                    "variables when it is first updated, which is impossible in a step "
+                    "of JAX: update and reset it once before, or use a functional "
+                    "network."
                 )
 
 
 def check_metrics(task_metrics: Mapping[str, Sequence[keras.metrics.Metric]]) -> None:
-    """Raises `ValueError` if two metrics would be one, or share a name in the logs."""
-    owners: dict = {}
+    """Raises `ValueError` if two tasks share a metric, or logs of a task a name."""
+    owners: dict[int, str] = {}
     for task, metrics in task_metrics.items():
         names = ["loss", "sigma", "weight"]
         for metric in metrics:

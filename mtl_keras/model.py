@@ -40,11 +40,11 @@ def build_network(
 
     `mtl` is the network of the first public code: a ResNet v1 dilated to output
     stride 8, whose features are resized bilinearly (legacy sampling) to the image
-    size and decoded by one head a task: 3x3 convolution and ReLU, 1x1 convolution
+    size and decoded by one head per task: 3x3 convolution and ReLU, 1x1 convolution
     and ReLU, 1x1 convolution.
 
     `kendall` is the network of the paper: on the same ResNet an Atrous Spatial
-    Pyramid Pooling module (`apply_aspp`), and one head a task whose outputs are
+    Pyramid Pooling module (`apply_aspp`), and one head per task whose output is
     resized to the image size (`apply_kendall_head`).
 
     Args:
@@ -52,13 +52,13 @@ def build_network(
         backbone: str, a key of `BACKBONES`.
         image_size: `(height, width)` in pixels, also the size of the outputs.
         num_classes: int. Channels of the semantic output.
-        tasks: the outputs to build, of `"semantic"`, `"instance"`, `"depth"`.
+        tasks: the outputs to build, from `"semantic"`, `"instance"`, `"depth"`.
         weights: `None` for random weights, or `"imagenet"` for the backbone of
             `keras.applications`, downloaded on first use.
-        decoder: how `mtl` computes its heads: `"resize_conv"`, or `"direct"` for
-            the literal graph, which computes the same function from the same
-            weights with about fifteen times the arithmetic. `kendall` has no
-            features to resize and takes only the default.
+        decoder: str, how `mtl` computes its heads: `"resize_conv"`, or `"direct"`
+            for the literal graph, which computes the same function from the same
+            weights with about fifteen times the arithmetic. `kendall` resizes no
+            features and takes only the default.
 
     Returns:
         A functional `keras.Model` from RGB images `(batch, height, width, 3)` in
@@ -67,8 +67,20 @@ def build_network(
         `(dy, dx)` in pixels `(..., 2)`, `depth` disparity in pixels `(..., 1)`.
 
     Raises:
-        UserError: for a name that does not exist, for `kendall` with `decoder`
-            `"direct"`, or if pretrained weights cannot be had.
+        UserError: for an unknown name, an image side below 32, or `kendall` with the
+            decoder `"direct"`; or if pretrained weights do not exist or cannot be
+            downloaded.
+
+    Example:
+    >>> network = build_network(backbone="small", image_size=(32, 64))
+    >>> sorted(network.output)
+    ['depth', 'instance', 'semantic']
+    >>> network.output["depth"].shape
+    (None, 32, 64, 1)
+
+    References:
+     - [Kendall et al., 2018](https://arxiv.org/abs/1705.07115), section 4 and
+       appendix A
     """
     _check_choice("architecture", architecture, ARCHITECTURES)
     _check_choice("backbone", backbone, BACKBONES)
@@ -112,10 +124,10 @@ def apply_backbone(image: Tensor, backbone: str, output_stride: int = 8) -> Tens
     """Applies a ResNet v1 to RGB images in 0..255.
 
     Layers are named as in `keras.applications`. Where the stride stops growing,
-    the 3x3 convolutions of the stage (its first block included: in this ResNet
-    the stride that is left out came before it) are dilated instead, as DeepLab
-    does. The reproduction of the paper at github.com/oscarkey/multitask-learning
-    dilates the first block of each of these stages and no other.
+    the 3x3 convolutions of the stage are dilated instead, as in DeepLab. That
+    includes the first block's, since in this ResNet the stride that is left out came
+    before them. The reproduction of the paper at github.com/oscarkey/multitask-learning
+    dilates only the first block of each of these stages.
 
     Feature `(i, j)` is centred on pixel `(output_stride * i, output_stride * j)`.
 
@@ -160,8 +172,20 @@ def apply_backbone(image: Tensor, backbone: str, output_stride: int = 8) -> Tens
 def apply_block(
     x: Tensor, width: int, strides: int, dilation: int, project: bool, name: str
 ) -> Tensor:
-    """Applies a bottleneck block: 1x1, 3x3 and 1x1 convolution, and a shortcut,
-    which is projected to the block's 4 * `width` channels if `project` is set."""
+    """Applies a bottleneck block: 1x1, 3x3 and 1x1 convolution, and a shortcut.
+
+    Args:
+        x: `(batch, h, w, channels)`.
+        width: int. Channels of the first two convolutions, a quarter of the output's.
+        strides: int, of the first convolution.
+        dilation: int, of the 3x3 convolution.
+        project: bool. Whether a 1x1 convolution takes the shortcut to the strides and
+            channels of the output.
+        name: str, the first part of the layers' names.
+
+    Returns:
+        `(batch, h / strides, w / strides, 4 * width)`.
+    """
     shortcut = x
     if project:
         shortcut = keras.layers.Conv2D(
@@ -186,7 +210,7 @@ def apply_mtl_head(
     x: Tensor, task: str, width: int, channels: int, image_size: Size
 ) -> Tensor:
     """Applies a head of `mtl`, resizing the features unless they have the image size
-    already."""
+    already: `(batch, h, w, features)` to float32 `(batch, *image_size, channels)`."""
     if tuple(x.shape[1:3]) == tuple(image_size):
         conv = keras.layers.Conv2D(
             width, 3, padding="same", activation="relu", name=f"{task}_conv1"
@@ -202,11 +226,11 @@ def apply_mtl_head(
 
 
 def apply_aspp(x: Tensor, width: int) -> Tensor:
-    """Applies Atrous Spatial Pyramid Pooling (DeepLabv3, arXiv 1706.05587, 3.3).
+    """Applies Atrous Spatial Pyramid Pooling.
 
     A 1x1 convolution, a 3x3 convolution at each of `ASPP_RATES` and the mean of the
-    image through a 1x1 convolution, each normalized and rectified, side by side. In
-    the last of them every image has a single value a channel, so that a training
+    image through a 1x1 convolution stand side by side, each normalized and rectified.
+    The last of these branches has a single value per image and channel, so a training
     batch of one image is normalized to zero there.
 
     Args:
@@ -215,6 +239,9 @@ def apply_aspp(x: Tensor, width: int) -> Tensor:
 
     Returns:
         `(batch, h, w, 5 * width)`.
+
+    References:
+     - [DeepLabv3, Chen et al., 2017](https://arxiv.org/abs/1706.05587), section 3.3
     """
     size = x.shape[1:3]
     conv = keras.layers.Conv2D(width, 1, use_bias=False, name="aspp_rate1_conv")
@@ -234,13 +261,14 @@ def apply_kendall_head(
     x: Tensor, task: str, width: int, channels: int, image_size: Size
 ) -> Tensor:
     """Applies a head of `kendall`: 3x3 convolution, batch normalization and ReLU,
-    1x1 convolution, resize.
+    1x1 convolution, resize; `(batch, h, w, features)` to float32
+    `(batch, *image_size, channels)`.
 
-    That is the paper's main text, and its reproduction at
+    This follows the paper's main text, as does its reproduction at
     github.com/oscarkey/multitask-learning; the paper's appendix has a 1x1 in place of
-    the 3x3 convolution. The main text is followed because the 3x3 convolution is the
-    only one between the pyramid, whose taps are at least 12 features apart, and the
-    output that looks at neighbouring features.
+    the 3x3 convolution. The main text is followed because, without the 3x3, nothing
+    after the pyramid, whose taps are at least 12 features apart, would look at
+    neighbouring features.
     """
     x = keras.layers.Conv2D(
         width, 3, padding="same", use_bias=False, name=f"{task}_conv1"
@@ -250,7 +278,8 @@ def apply_kendall_head(
     x = keras.layers.Conv2D(channels, 1, dtype="float32", name=f"{task}_conv2")(x)
     # Legacy sampling reads output pixel p at feature p / 8, and feature i is centred
     # on pixel 8 i. Half pixel centres would move the maps by 3.5 pixels, the aligned
-    # corners of the reproduction by 0 at the upper left to 7 at the lower right.
+    # corners of the reproduction by 0 pixels at the upper left up to 7 at the lower
+    # right.
     return BilinearResize(image_size, dtype="float32", name=task)(x)
 
 
@@ -258,7 +287,7 @@ def load_imagenet_weights(network: keras.Model, backbone: str) -> None:
     """Copies the ImageNet weights of `keras.applications` into the backbone.
 
     Raises:
-        UserError: if there are none for this backbone, or they cannot be
+        UserError: if there are none for this backbone, or if they cannot be
             downloaded.
     """
     if backbone not in PRETRAINED:
@@ -288,18 +317,18 @@ def build_small_network(
 
     Kernels and widths are those of the larger convolutional network of the Oxford
     reproduction: five convolutions and four halvings from 28x28 to a code of
-    2x2x16; two dense layers for the class; four transposed convolutions, with the
-    sizes of the encoder in reverse, for the image, which a ReLU and a tanh end.
+    2x2x16; two dense layers for the class; for the image, four transposed
+    convolutions with the sizes of the encoder in reverse, then a ReLU and a tanh.
 
     Two things differ. The 2x2 convolutions keep the size of their maps instead of
     losing a row and a column. The code is linear, since units after a ReLU die
-    where it has few channels. Sides of 2 are halved no further, and the code has
-    one number to twelve pixels, but at least 4 channels: 2x2x4 for 8x8.
+    where it has few channels. Sides of 2 are halved no further. The code has one
+    number for every twelve pixels, but at least 4 channels: 2x2x4 for 8x8.
 
     Args:
         image_size: `(height, width)` in pixels.
         num_classes: int. Channels of the output `class`.
-        tasks: the outputs to build, of `"class"`, `"reconstruction"`.
+        tasks: the outputs to build, from `"class"`, `"reconstruction"`.
 
     Returns:
         A functional `keras.Model` from grey images `(batch, height, width, 1)` in
@@ -348,7 +377,7 @@ def build_small_network(
             num_classes, dtype="float32", name="class"
         )(x)
     if "reconstruction" in tasks:
-        # Of the sizes on the way to the code, each once.
+        # The sizes before the code, each once, back to that of the image.
         sizes = list(dict.fromkeys(x.shape[1:3] for x in maps))[-2::-1]
         x = code
         for i, (size, filters) in enumerate(zip(sizes[:-1], (16, 8, 4)), 1):
@@ -376,9 +405,9 @@ def _apply_pool(x, name):
 
 
 def _apply_unpool(x, filters, size, name):
-    """Undoes a halving of a map of `size` by a transposed convolution."""
+    """Undoes the halving of a map of `size` with a transposed convolution."""
     strides = tuple(2 if side > old else 1 for side, old in zip(size, x.shape[1:3]))
-    # A side of 2n - 1 is the middle of 2n + 1, which a kernel of 3 makes of n.
+    # A side of 2n - 1 is the middle of 2n + 1, which a kernel of 3 makes from n.
     margins = tuple(side % 2 for side in size)
     x = keras.layers.Conv2DTranspose(
         filters,

@@ -1,4 +1,4 @@
-"""Adam in one operation per weight, and a learning rate of their own for the sigmas."""
+"""Adam in one operation per weight, and a separate learning rate for the sigmas."""
 
 import warnings
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from mtl_keras.hints import Tensor
 class FusedAdam(keras.optimizers.Adam):
     """Keras's Adam, by TensorFlow's fused kernel.
 
-    The same steps, with the same arguments, state and checkpoints, as
-    `keras.optimizers.Adam`, which on TensorFlow updates every weight by about forty
-    small operations, of a step on ResNet-101 more than all others together. They
-    take long to trace and optimize before the first step, and each passes over the
-    weight once more.
+    It takes the same steps, with the same arguments, state and checkpoints, as
+    `keras.optimizers.Adam`. On TensorFlow, that updates every weight in about forty
+    small operations; with ResNet-101 they are more than all other operations of a step
+    together. They take long to trace and optimize before the first step, and each
+    passes over the weight once more.
 
     Keras's own code runs on other backends, with `amsgrad`, for gradients of
     embeddings and for weights that are not float32.
@@ -39,7 +39,7 @@ class FusedAdam(keras.optimizers.Adam):
     """
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        if self._has_kernel():  # made once, not once a weight
+        if self._has_kernel():  # computed once, not once per weight
             beta_1, beta_2, epsilon, rate = (
                 ops.cast(ops.convert_to_tensor(value), "float32")
                 for value in (self.beta_1, self.beta_2, self.epsilon, learning_rate)
@@ -60,7 +60,7 @@ class FusedAdam(keras.optimizers.Adam):
     ) -> None:
         if not self._has_kernel():
             return super().update_step(gradient, variable, learning_rate)
-        import tensorflow as tf  # here alone: the module has to do without
+        import tensorflow as tf  # here only: the library runs without it
 
         if variable.dtype != "float32" or isinstance(gradient, tf.IndexedSlices):
             return super().update_step(gradient, variable, learning_rate["lr"])
@@ -77,34 +77,35 @@ class FusedAdam(keras.optimizers.Adam):
         return keras.backend.backend() == "tensorflow" and not self.amsgrad
 
 
-# They keep a copy of every weight, or forget where it started, so that no log variance
-# can be started at its equilibrium or held while its task is absent.
+# They keep a copy of every weight, or forget where it started. A log variance could
+# neither start at its equilibrium nor be held while its task is absent.
 _UNFIT = (keras.optimizers.Ftrl, keras.optimizers.ScheduleFreeAdamW)
-DECAYS = ("weight_decay", "adam_weight_decay")  # the latter is Muon's, of scalars
+DECAYS = ("weight_decay", "adam_weight_decay")  # the latter: Muon's, where it is Adam
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
 class WeightingOptimizer(keras.optimizers.MultiOptimizer):
     """One optimizer for a network, another for the weights of its loss weighting.
 
-    The second is by default a copy of the first, whose learning rate is `factor` times
-    that of the first at every step, schedules and callbacks included. Everything else
-    is the optimizer's own arithmetic: momentum, averaged weights, accumulated
-    gradients, loss scaling. Each clips its own gradients, and the second decays
-    nothing.
+    By default the second is a copy of the first with `factor` times its learning rate
+    at every step, schedules and callbacks included. Everything else is the optimizers'
+    own arithmetic: momentum, averaged weights, accumulated gradients, loss scaling.
+    Each clips its own gradients, and the second decays nothing.
 
     `learning_rate` and `iterations` are those of the network's optimizer.
 
     Args:
         network_optimizer: a `keras.optimizers.Optimizer`.
-        sigma_optimizer: optional one for the weights of the weighting, in place of the
-            copy. Its learning rate is its own, then.
+        sigma_optimizer: optional, another one for the weights of the weighting, in
+            place of the copy. It has its own learning rate.
         factor: float. Defaults to `10.0`.
         sigmas: list of `keras.Variable`, the weights of the weighting.
         name: optional str.
 
     Raises:
-        ValueError: for an optimizer whose steps cannot be taken in this way.
+        ValueError: for a `network_optimizer` that cannot be copied; and for a
+            `sigma_optimizer` with weight decay, or one that would undo where a weight
+            starts (`Ftrl`, `ScheduleFreeAdamW`).
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class WeightingOptimizer(keras.optimizers.MultiOptimizer):
         return self.network_optimizer.learning_rate
 
     @learning_rate.setter
-    def learning_rate(self, value: float) -> Any:
+    def learning_rate(self, value: float) -> None:
         self.network_optimizer.learning_rate = value
 
     @property
@@ -156,7 +157,7 @@ class WeightingOptimizer(keras.optimizers.MultiOptimizer):
         ]
 
     def save_own_variables(self, store: Any) -> None:
-        # Keras saves the two optimizers as what they are, too: not twice.
+        # Keras saves the two optimizers by themselves as well; once is enough.
         for i, variable in enumerate(self._variables):
             store[str(i)] = ops.convert_to_numpy(variable)
 
@@ -194,7 +195,7 @@ class WeightingOptimizer(keras.optimizers.MultiOptimizer):
 
 
 class _OptimizerOfVariable:
-    """What `MultiOptimizer` asks which optimizer a variable belongs to."""
+    """Tells `MultiOptimizer` which optimizer a variable belongs to."""
 
     def __init__(self, network_optimizer, sigma_optimizer, sigmas):
         self.default_optimizer = network_optimizer
@@ -247,14 +248,14 @@ def _check_sigma_optimizer(optimizer):
 
 
 def check_replicated(optimizer: keras.optimizers.Optimizer) -> None:
-    """Raises `ValueError` for what Keras does not do right on several replicas."""
+    """Raises `ValueError` for options that Keras gets wrong on several replicas."""
     clips = "clips the gradient of each replica by itself"
     faults = {
         "clipnorm": clips,
         "global_clipnorm": clips,
         "clipvalue": clips,
         "gradient_accumulation_steps": "fails to accumulate gradients",
-        "ema_overwrite_frequency": "fails to overwrite weights by their averages",
+        "ema_overwrite_frequency": "fails to overwrite weights with their averages",
     }
     for name, fault in faults.items():
         if getattr(optimizer, name):

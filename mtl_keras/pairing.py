@@ -1,4 +1,4 @@
-"""What belongs together: targets, outputs and masks, by task."""
+"""Matches targets, outputs and masks by task."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,13 +10,13 @@ from mtl_keras.hints import Tensor
 
 
 class Pairing:
-    """Brings targets, outputs and masks together, whatever structure they have.
+    """Matches targets, outputs and masks by task, whatever structure they have.
 
     Args:
-        network: `keras.Model`. Lists and single arrays go by the names of its output
-            layers, if it has some.
-        losses: dict by task of losses; `None` for an output that is not trained.
-        task_metrics: dict by task of lists of metrics.
+        network: `keras.Model`. The names of its output layers, if it has some, are
+            the tasks of what is given as a list or a single array.
+        losses: dict of losses by task; `None` for an output that is not trained.
+        task_metrics: dict of lists of metrics by task.
     """
 
     def __init__(
@@ -33,10 +33,20 @@ class Pairing:
     def pair(
         self, targets: Any, outputs: Any, masks: Any
     ) -> dict[str, tuple[Any, Any, Any]]:
-        """`{task: (target, output, mask)}` of the tasks with a loss or metrics.
+        """Matches a batch.
+
+        Args:
+            targets, outputs: dicts of tensors by task, or lists or single tensors in
+                the order of the network's outputs.
+            masks: the same, or one weight per sample for all tasks, `(batch,)`, or
+                `None`.
+
+        Returns:
+            `{task: (target, output, mask)}` of the tasks with a loss or metrics. The
+            mask is `None` if a task has none.
 
         Raises:
-            ValueError: if they do not fit one another.
+            ValueError: if targets, outputs and masks do not fit one another.
         """
         outputs = self.check_outputs(outputs)
         targets = self._by_task(targets, "targets")
@@ -58,8 +68,15 @@ class Pairing:
         }
 
     def complete(self, targets: Any, masks: Any) -> tuple[Any, Any]:
-        """Targets and masks given as arrays, with ones for tasks without a mask: Keras
-        wants masks for all or for none.
+        """Gives every task a mask, of ones where there is none: Keras wants masks for
+        all outputs or for none.
+
+        Args:
+            targets, masks: arrays, in a structure that `pair` takes.
+
+        Returns:
+            Targets and masks, dicts by task; a single mask comes back as it is, and
+            so do the targets with it.
 
         Raises:
             ValueError: as `pair`, and for masks with negative values or NaN.
@@ -84,7 +101,12 @@ class Pairing:
         }
 
     def check_outputs(self, outputs: Any) -> dict[str, Tensor]:
-        """The outputs by task, if they are those of the losses and metrics."""
+        """The outputs as a dict by task.
+
+        Raises:
+            ValueError: if an output with a loss or metrics is missing, or one with a
+                loss is not a single tensor.
+        """
         outputs = self._by_task(outputs, "outputs")
         for name, tasks in self.given.items():
             unknown = [task for task in tasks if task not in outputs]
@@ -126,7 +148,7 @@ class Pairing:
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ValueError(
-                f"The network has several outputs named {twice[0]!r}, those of one "
+                f"The network has several outputs named {twice[0]!r}, all from one "
                 "layer; give its outputs as a dict by task."
             )
         if len(names) != len(values):
@@ -149,6 +171,6 @@ def _check_signs(whose, mask):
     """Raises `ValueError` for an array that is neither a mask nor weights."""
     if isinstance(mask, np.ndarray) and not (mask >= 0).all():
         raise ValueError(
-            f"{whose} has values that are negative or NaN; it must be 0 where nothing "
-            "counts, and above 0 elsewhere."
+            f"{whose} has values that are negative or NaN; it must be 0 for elements "
+            "that do not count, and above 0 for all others."
         )

@@ -1,11 +1,11 @@
-"""PNG files as all parts of the package write them."""
+"""PNG files, as every part of the package writes them."""
 
 import numpy as np
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """PNG bytes of an RGB image `(H, W, 3)` or of a map `(H, W)`, uint8 or uint16."""
-    import cv2  # here alone: who imports the library may have to do without
+    """The PNG bytes of an RGB image `(H, W, 3)` or a map `(H, W)`, uint8 or uint16."""
+    import cv2  # here only: the library runs without it
 
     if array.ndim == 3:
         array = array[..., ::-1]  # OpenCV writes BGR

@@ -1,19 +1,31 @@
-"""What a step does to log variances that the optimizer does not know of.
+"""What a step does to the log variances besides the optimizer's update.
 
-Those of absent tasks stay where they are, against momentum and averages; those of
-tasks that start move to their equilibrium.
+Those of absent tasks stay where they are, in spite of momentum and averages; those of
+tasks that are starting move to their equilibrium.
 """
+
+from typing import NamedTuple
 
 import keras
 from keras import ops
 
+from mtl_keras.hints import Tensor
 from mtl_keras.weighting import UncertaintyWeighting
+
+
+class State(NamedTuple):
+    """Copies from before a step, scalars; `averages` is empty without `use_ema`."""
+
+    iterations: Tensor
+    log_variances: dict[str, Tensor]
+    first_counts: dict[str, Tensor]
+    averages: dict[str, Tensor]
 
 
 def copy_state(
     weighting: UncertaintyWeighting, optimizer: keras.optimizers.Optimizer
-) -> tuple:
-    """What `settle` goes back to: copies from before the step.
+) -> State:
+    """Copies what `settle` goes back to; called before the step.
 
     Args:
         weighting: `UncertaintyWeighting`.
@@ -25,34 +37,38 @@ def copy_state(
             task: _average_of(s, optimizer)
             for task, s in weighting.log_variances.items()
         }
-    groups = weighting.log_variances, weighting.first_counts, averages
-    copies = [
-        {task: ops.copy(variable) for task, variable in group.items()}
-        for group in groups
-    ]
-    return ops.copy(optimizer.iterations), *copies
+
+    def copy(group):
+        return {task: ops.copy(variable) for task, variable in group.items()}
+
+    return State(
+        iterations=ops.copy(optimizer.iterations),
+        log_variances=copy(weighting.log_variances),
+        first_counts=copy(weighting.first_counts),
+        averages=copy(averages),
+    )
 
 
 def settle(
     weighting: UncertaintyWeighting,
     optimizer: keras.optimizers.Optimizer,
-    before: tuple,
+    before: State,
 ) -> None:
-    """Puts absent tasks back after a step, and moves those that start.
+    """Puts absent tasks back after a step, and moves those that are starting.
 
     Args:
         weighting, optimizer: as for `copy_state`.
-        before: what that returned.
+        before: what `copy_state` returned.
     """
     iterations, log_variances, first_counts, averages = before
     is_updated = ops.not_equal(optimizer.iterations, iterations)
     for task, s in weighting.log_variances.items():
-        # Of an absent task: momentum would move it on. `seen` looks back to the
-        # last update, which several batches may make together.
+        # Momentum would move the `s` of an absent task on. `seen` covers all batches
+        # since the last update, which several may make together.
         seen = ops.convert_to_tensor(weighting.seen[task])
         value = ops.convert_to_tensor(s)
         s.assign(ops.where(seen > 0, value, log_variances[task]))
-        # What the forward pass of JAX assigns to trainable weights is lost.
+        # On JAX, what the forward pass assigns to trainable weights is lost.
         count = ops.convert_to_tensor(weighting.first_counts[task])
         starts = ops.not_equal(count, first_counts[task])
         weighting.move_to_start(task, starts)

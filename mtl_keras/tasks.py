@@ -1,10 +1,10 @@
-"""The tasks and the metrics: a row for each, from which all else is derived.
+"""The tasks and the metrics: one row each, from which everything else is derived.
 
-A further task of street scenes is a row here, an encoder of its targets in
+Another task of street scenes takes a row here, an encoder of its targets in
 `data.pipelines.ENCODERS` and a painter of its maps in `figures.maps.PAINTERS`.
 
-Losses and metrics are made by functions: options and recipes need the names alone,
-and do not wait for Keras.
+Losses and metrics are made by functions, since options and recipes need only their
+names and should not wait for Keras.
 """
 
 import dataclasses
@@ -16,23 +16,23 @@ from mtl_keras.cityscapes import LABEL_SETS
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What there is to know of a task.
+    """What there is to know about a task.
 
     Attributes:
         kind: str, what it is a task of: `"scenes"` or `"small_images"`.
-        channels: int, those of the output; `None` for one per class.
+        channels: int, the channels of the output; `None` for one per class.
         make_loss: function without arguments that returns a `keras.losses.Loss`.
         metrics: names of its metrics; `{task}/{name}` is a key of `METRICS`. Sweeps,
             progress and the best checkpoint go by the first one.
-        likelihood: str, its likelihood under learned weights, if no other is given.
+        likelihood: str, its likelihood under learned weights, unless another is
+            given.
         constant: str, what a predictor that does not look at the image says:
             `"majority"` (the most frequent class), `"zero"`, `"median"` (of all
             values) or `"median_image"` (pixel by pixel).
-        color: str, of its curves.
+        color: str, the colour of its curves.
         of_things: bool, whether only the pixels of things have a value.
-        labels: kinds of label files, of `cityscapes.FILES`, that targets are made
-            from.
-        optional_labels: kinds that are used if present, and what follows
+        labels: keys of `cityscapes.FILES`, the label files that targets are made from.
+        optional_labels: keys of files that are used if present, and what happens
             if they are missing.
     """
 
@@ -50,14 +50,14 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """What there is to know of a metric.
+    """What there is to know about a metric.
 
     Attributes:
         header: str, the head of its column in a table, with the unit.
         make: function of the name of a label set that returns a
             `keras.metrics.Metric`; `None` for what Keras does not compute.
-        factor: float, from the metric to the unit of its column.
-        higher_is_better: bool.
+        factor: float, by which the metric is multiplied for its column.
+        higher_is_better: bool, whether larger values are better.
     """
 
     header: str
@@ -167,8 +167,8 @@ TASKS = {
     ),
 }
 
-# Errors of offsets and depth are in pixels, those of a reconstruction in grey values of
-# 0..1, all others shares of 1.
+# Errors of offsets and depth are in pixels, those of a reconstruction in grey values
+# in 0..1; all other metrics are fractions in 0..1.
 METRICS = {
     "semantic/miou": Metric("mIoU %", _mean_iou, 100.0, higher_is_better=True),
     "semantic/pixel_accuracy": Metric(
@@ -188,12 +188,12 @@ METRICS = {
 
 
 def tasks_of(kind: str) -> tuple[str, ...]:
-    """The tasks of a kind, in their order."""
+    """The names of the tasks of a kind, in the order of `TASKS`."""
     return tuple(name for name, task in TASKS.items() if task.kind == kind)
 
 
 def channels_of(task: str, num_classes: int) -> int:
-    """The channels of a task's output."""
+    """The number of channels of a task's output."""
     channels = TASKS[task].channels
     return num_classes if channels is None else channels
 
@@ -219,6 +219,9 @@ def make_metrics(task: str, label_set: str = "train_ids") -> list[Any]:
         task: str, a key of `TASKS`.
         label_set: str, a key of `cityscapes.LABEL_SETS`: what the class indices of
             `semantic` mean.
+
+    Raises:
+        ValueError: for an unknown label set.
     """
     if label_set not in LABEL_SETS:
         raise ValueError(
@@ -234,8 +237,8 @@ def main_metric(task: str) -> str:
 
 
 def best_metric(tasks: Sequence[str]) -> str:
-    """The key in `METRICS` of the metric whose best value makes the best checkpoint:
-    the main one of the first task that has a share of right answers, else that of
-    the first task."""
+    """The key in `METRICS` of the metric that decides which checkpoint is best: the
+    main metric of the first task where higher is better, else that of the first task.
+    """
     main = [main_metric(task) for task in tasks]
     return next((key for key in main if METRICS[key].higher_is_better), main[0])

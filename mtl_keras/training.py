@@ -43,28 +43,27 @@ class MultiTaskTrainer(keras.Model):
 
     One step computes the loss of every task, lets `weighting` add them up, and
     updates network and weighting together. `fit`, `evaluate`, `predict` and every
-    callback are Keras's own. The network itself stays as it is and can be saved
-    and exported without the weighting; `export` does so.
+    callback are Keras's own. The network itself is not changed and can be saved and
+    exported without the weighting; `export` does so.
 
-    `fit` and `evaluate` take `(x, targets)` or `(x, targets, masks)`, arrays or a
-    data set, where `targets` and `masks` are dicts by task, or lists or single
-    arrays in the order of the outputs, if these have names. A mask is the sample
-    weight of its task: per element, as in `(batch, height, width)`, or per sample,
-    `(batch,)`, either also with a last axis of 1, of any dtype. A task may have no
-    mask.
+    `fit` and `evaluate` take `(x, targets)` or `(x, targets, masks)`, as arrays or as
+    a data set. `targets` and `masks` are dicts by task, or lists or single arrays in
+    the order of the outputs, if these have names. A mask is the sample weight of its
+    task: per element, as in `(batch, height, width)`, or per sample, `(batch,)`. It
+    may have an additional last axis of 1, and any dtype. A task may have no mask.
 
-    Every task is averaged over its valid elements, whatever the reduction of its
-    loss, on all replicas of a `tf.distribute` strategy together. Masks that layers
-    carry along (`mask_zero`) and the `ignore_class` of a loss count as well. What
+    Every loss is averaged over the valid elements of its task, whatever its reduction,
+    and over all replicas of a `tf.distribute` strategy together. Masks that layers
+    carry along (`mask_zero`) and the `ignore_class` of a loss apply as well. What
     lies under a mask, NaN included, reaches neither network nor loss nor metrics. A
-    task without a valid element in a batch adds nothing to it, and its `s` stays
-    where it is.
+    task without a valid element in a batch adds nothing to its total, and the task's
+    `s` stays where it is.
 
-    The logs hold `loss` (the total, regularizers of the network included) and by
-    task `{task}/loss`, `{task}/{metric}`, and while training `{task}/sigma` and
-    `{task}/weight`, as they are after the last step. In training, `loss` is the mean
-    over the samples; in evaluation it is what the weighting makes of the losses of the
-    whole split. Like these, it does not depend on how the split is cut into batches.
+    The logs hold `loss` (the total, including the network's regularizers), and for
+    each task `{task}/loss`, `{task}/{metric}` and, in training, `{task}/sigma` and
+    `{task}/weight` as they are after the last step. In training, `loss` is the mean
+    over the samples. In evaluation it is what the weighting makes of the losses of the
+    whole split; neither they nor it depend on how the split is cut into batches.
 
     Args:
         network: `keras.Model`, with a dict of outputs by task, or with a list or a
@@ -73,20 +72,27 @@ class MultiTaskTrainer(keras.Model):
         losses: dict. Task name to a `keras.losses.Loss`, the name of one, a function
             of targets and predictions that returns a value per element, or anything
             called as `loss(y_true, y_pred, sample_weight)` that returns a scalar
-            mean. Outputs without a loss, or with the loss `None`, are not trained.
+            mean. Outputs without a loss, or with `None` for it, are not trained.
         weighting: `UncertaintyWeighting` or `FixedWeighting` with the same tasks, or
             any layer called as `weighting(losses, present=present)`.
-        task_metrics: optional dict. Task name to a metric or a list of metrics,
-            `keras.metrics.Metric` or their names.
+        task_metrics: optional dict. Task name to a metric or a list of them, each a
+            `keras.metrics.Metric`, its name or a function.
         sigma_learning_rate_factor: float. The learning rate of the weights of
             `weighting`, in units of the optimizer's. Adam moves a weight by at most one
             learning rate per step, too slow for a log variance that may have to
             travel several units. Defaults to `10.0`.
         **kwargs: passed on to `keras.Model`.
 
+    Call arguments:
+        x: what the network takes.
+        training: optional bool, passed on to the network.
+
+    Returns:
+        The outputs of the network.
+
     Raises:
-        ValueError: if tasks of network, losses, weighting, metrics or data do not
-            fit; for a mask or loss of the wrong shape; for a negative loss under
+        ValueError: if the tasks of network, losses, weighting, metrics and data do not
+            match; for a mask or loss of the wrong shape; and for a negative loss under
             learned weights.
 
     Example:
@@ -139,7 +145,7 @@ class MultiTaskTrainer(keras.Model):
             if loss is not None
         }
         if not self.task_losses:
-            raise ValueError("`losses` names no task.")
+            raise ValueError("`losses` must name at least one task.")
         self.network = network
         self.task_metrics = {
             task: get_metrics(task, metrics, self.task_losses.get(task))
@@ -155,6 +161,11 @@ class MultiTaskTrainer(keras.Model):
         _check_weighting(weighting, self.task_losses)
         self.weighting = weighting
         self.sigma_learning_rate_factor = sigma_learning_rate_factor
+        self._add_trackers()
+        self._warned_of: set[str] = set()
+        self.built = network.built
+
+    def _add_trackers(self):
         self.total_tracker = keras.metrics.Mean(name="total")
         self.penalty_tracker = keras.metrics.Mean(name="penalty")
         self.loss_trackers, self.lowest_trackers = {}, {}
@@ -164,8 +175,6 @@ class MultiTaskTrainer(keras.Model):
         self.count_trackers = {
             task: keras.metrics.Sum(name=f"{task}_count") for task in self.task_metrics
         }
-        self._warned_of: set[str] = set()
-        self.built = network.built
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         return self.network(x, training=training)
@@ -180,27 +189,28 @@ class MultiTaskTrainer(keras.Model):
     ) -> None:
         """Configures training, as `keras.Model.compile` without losses.
 
-        The weights of the weighting have an optimizer of their own, see
-        `optimizers.WeightingOptimizer`: `trainer.optimizer` holds both, and its
+        The weights of the weighting have an optimizer of their own.
+        `trainer.optimizer`, an `optimizers.WeightingOptimizer`, holds both; its
         `learning_rate` is the network's.
 
-        Weight decay of the optimizer, if it has any, is restricted to kernels,
-        that is weights with two axes or more: no bias, no normalization scale or
-        shift, no sigma is decayed.
+        Weight decay of the optimizer, if it has any, is restricted to kernels, that
+        is, to weights with two axes or more. It does not act on biases, on scales and
+        shifts of normalization, or on sigmas.
 
         Args:
-            optimizer: of the network, as in `keras.Model.compile`.
+            optimizer: that of the network, as in `keras.Model.compile`.
             loss: `None`; the losses are arguments of the trainer.
-            sigma_optimizer: optional, of the weights of the weighting. Defaults to a
-                copy of `optimizer` with `sigma_learning_rate_factor` times its
+            sigma_optimizer: optional, that of the weights of the weighting. Defaults
+                to a copy of `optimizer` with `sigma_learning_rate_factor` times its
                 learning rate.
             **kwargs: passed on to `keras.Model.compile`.
 
         Raises:
             ValueError: for losses and metrics, which are arguments of the trainer;
-                for an optimizer that cannot be copied; and on several replicas of
-                `tf.distribute` for clipping, accumulated gradients and averages that
-                overwrite the weights.
+                for an optimizer that cannot be copied; for weight decay before the
+                network is built; and on several replicas of `tf.distribute` for
+                clipping, accumulated gradients, averages that overwrite the weights,
+                `steps_per_execution` and `jit_compile`.
         """
         kwargs["loss"] = loss
         for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
@@ -213,7 +223,7 @@ class MultiTaskTrainer(keras.Model):
             raise ValueError("`compile` needs an `optimizer`, such as 'adam'.")
         optimizer = keras.optimizers.get(optimizer)
         inner = getattr(optimizer, "inner_optimizer", optimizer)
-        if isinstance(inner, WeightingOptimizer):  # of a trainer that was compiled
+        if isinstance(inner, WeightingOptimizer):  # of a trainer compiled earlier
             if sigma_optimizer is None and inner.has_own_sigma_optimizer:
                 sigma_optimizer = inner.sigma_optimizer
             inner = inner.network_optimizer
@@ -295,7 +305,7 @@ class MultiTaskTrainer(keras.Model):
         return method(*call.args, **call.kwargs)
 
     def make_train_function(self, force: bool = False) -> None:
-        # Variables that appear while a step is traced make TensorFlow trace it twice.
+        # If variables appear while a step is traced, TensorFlow traces it twice.
         if not self.optimizer.built and self.network.built:
             strategy = getattr(self, "distribute_strategy", None)  # of TensorFlow
             with strategy.scope() if strategy else contextlib.nullcontext():
@@ -319,8 +329,8 @@ class MultiTaskTrainer(keras.Model):
             self._check_signs({t: logs[f"{t}/loss"] for t in self.task_losses})
             return logs
 
-        # Later losses are looked at when an epoch ends; and all of JAX, where the
-        # weights are in the hands of `fit` by now.
+        # Later losses are checked when an epoch ends. On JAX all of them are, since
+        # `fit` holds the weights by now.
         if step is not before and keras.backend.backend() != "jax":
             self.train_function = first_step
 
@@ -329,7 +339,7 @@ class MultiTaskTrainer(keras.Model):
         super().make_test_function(force)
 
     def export(self, filepath: PathLike, *args: Any, **kwargs: Any) -> Any:
-        """Exports the network, as `keras.Model.export`: no sigma is part of it."""
+        """Exports the network as `keras.Model.export` does, without the weighting."""
         return self.network.export(filepath, *args, **kwargs)
 
     def compute_loss(
@@ -373,29 +383,33 @@ class MultiTaskTrainer(keras.Model):
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Any]:
         for task, batch in self._pairing.pair(y, y_pred, sample_weight).items():
-            if metrics := self.task_metrics.get(task):
-                loss = self.task_losses.get(task)
-                target, output, weights = align(
-                    *batch,
-                    whose=f"task {task!r}",
-                    ignore_class=getattr(loss, "ignore_class", None),
-                    keep_finite=True,
-                )
-                if weights is None:
-                    count = ops.cast(ops.shape(output)[0], "float32")
-                else:
-                    weights = ops.broadcast_to(weights, ops.shape(output)[:-1])
-                    count = ops.sum(weights)
-                self.count_trackers[task].update_state(count)
-                for metric in metrics:
-                    try:
-                        metric.update_state(target, output, weights)
-                    except Exception as error:
-                        raise ValueError(
-                            f"The metric {metric.name!r} of task {task!r} fails: "
-                            f"{first_line(error)}"
-                        ) from error
+            if self.task_metrics.get(task):
+                self._update_metrics_of(task, *batch)
         return self.get_metrics_result()
+
+    def _update_metrics_of(self, task, target, output, mask):
+        target, output, weights = align(
+            target,
+            output,
+            mask,
+            whose=f"task {task!r}",
+            ignore_class=getattr(self.task_losses.get(task), "ignore_class", None),
+            keep_finite=True,
+        )
+        if weights is None:
+            count = ops.cast(ops.shape(output)[0], "float32")
+        else:
+            weights = ops.broadcast_to(weights, ops.shape(output)[:-1])
+            count = ops.sum(weights)
+        self.count_trackers[task].update_state(count)
+        for metric in self.task_metrics[task]:
+            try:
+                metric.update_state(target, output, weights)
+            except Exception as error:
+                raise ValueError(
+                    f"The metric {metric.name!r} of task {task!r} fails: "
+                    f"{first_line(error)}"
+                ) from error
 
     def get_metrics_result(self) -> dict[str, Any]:
         results = {"loss": self.total_tracker.result()}
@@ -415,7 +429,8 @@ class MultiTaskTrainer(keras.Model):
         return ["loss", *sorted(others)]
 
     def train_step(self, *args: Any) -> Any:
-        """Keras's step, after which the log variances of absent tasks are put back."""
+        """Takes Keras's step, then settles the log variances of tasks that are absent
+        or starting."""
         if keras.backend.backend() == "jax":
             return self._stateless_step(super().train_step, *args)
         before = self._before_step()
@@ -423,7 +438,7 @@ class MultiTaskTrainer(keras.Model):
         return {**logs, **self._after_step(before)}
 
     def test_step(self, *args: Any) -> Any:
-        """Keras's step, with the total of the whole split so far."""
+        """Takes Keras's step, with the total of the whole split so far as `loss`."""
         if keras.backend.backend() == "jax":
             return self._stateless_step(super().test_step, *args)
         return {**super().test_step(*args), "loss": self._total_of_split()}
@@ -461,7 +476,7 @@ class MultiTaskTrainer(keras.Model):
         return getattr(optimizer, "sigma_optimizer", None)
 
     def _before_step(self):
-        """What `_after_step` goes back to, `None` if there is nothing to."""
+        """What `_after_step` goes back to, or `None` if there is nothing to settle."""
         if self._sigma_optimizer is None or not self._learns_sigmas:
             return None
         return sigma_steps.copy_state(self.weighting, self._sigma_optimizer)
@@ -480,52 +495,36 @@ class MultiTaskTrainer(keras.Model):
 
     def _maybe_symbolic_build(self, *args, **kwargs):
         # On several replicas, TensorFlow's trainer averages the first batch over them
-        # to find its shapes. It need not: masks may be boolean, batches uneven.
+        # to find its shapes. That fails for boolean masks and uneven batches, and a
+        # built network does not need it.
         if not self.network.built:
             super()._maybe_symbolic_build(*args, **kwargs)
 
     def _get_metrics_result_or_logs(self, logs):
-        # At the end of an epoch or of an evaluation. Total, sigmas and weights are
-        # those of the last step; only here are the metrics those of all replicas.
+        # Called at the end of an epoch or an evaluation. Total, sigmas and weights are
+        # those of the last step. The metrics of all replicas are known only here.
         self._check_epoch()
         results = self.get_metrics_result()
         own = {k: v for k, v in logs.items() if k == "loss" or k not in results}
         return {**results, **own}
 
     def _check_signs(self, losses):
-        """Names a task whose loss is negative."""
+        """Raises `ValueError` for a task whose loss is negative."""
         if self._learns_sigmas:
             for task, loss in losses.items():
                 check_loss(task, loss)
 
     def _check_epoch(self):
-        """Names a task whose loss was negative, or, once, whose `s` is on a bound."""
+        """Checks the losses of an epoch, and warns once of an `s` on a bound or NaN."""
         if not self._learns_sigmas:
             return
         self._check_signs({t: low.result() for t, low in self.lowest_trackers.items()})
         low, high = self.weighting.bounds
         for task, s in self.weighting.log_variances.items():
             value = float(ops.convert_to_numpy(s))
-            if low < value < high or task in self._warned_of:
-                continue
-            self._warned_of.add(task)
-            if value != value:
-                warnings.warn(
-                    f"The loss of task {task!r} was NaN, and so are its sigma and the "
-                    "network now; mask targets that are NaN.",
-                    stacklevel=2,
-                )
-            else:
-                warnings.warn(
-                    f"The log variance of task {task!r} is on its bound {value:g}: "
-                    + (
-                        "its loss is nearly 0 and would get all the weight."
-                        if value <= low
-                        else "its loss is so large that it has hardly any weight; "
-                        "scale its targets."
-                    ),
-                    stacklevel=2,
-                )
+            if not low < value < high and task not in self._warned_of:
+                self._warned_of.add(task)
+                warnings.warn(_explain(task, value, low), stacklevel=2)
 
     def get_config(self) -> dict[str, Any]:
         serialize = keras.saving.serialize_keras_object
@@ -553,8 +552,26 @@ class MultiTaskTrainer(keras.Model):
         return cls(**config)
 
 
+def _explain(task, log_variance, low):
+    """Says what a log variance that is NaN or on a bound means for its task."""
+    if math.isnan(log_variance):
+        return (
+            f"The loss of task {task!r} was NaN, and so are its sigma and the network "
+            "now; mask targets that are NaN."
+        )
+    if log_variance <= low:
+        reason = "its loss is nearly 0 and would get all the weight."
+    else:
+        reason = (
+            "its loss is so large that it has hardly any weight; scale its targets."
+        )
+    return (
+        f"The log variance of task {task!r} is on its bound {log_variance:g}: {reason}"
+    )
+
+
 def _unless_empty(score, count):
-    """A score, or NaN without a valid element, where 0 would be a perfect error."""
+    """A score, or NaN if no element was valid: an error of 0 would be a perfect one."""
     if isinstance(score, dict) or len(ops.convert_to_tensor(score).shape):
         return score
     score = as_float(score)
@@ -575,7 +592,7 @@ def _check_replicas(optimizers, options):
 
 
 def _check_weighting(weighting, tasks):
-    """Raises `ValueError` if a weighting has other tasks than the losses."""
+    """Raises `ValueError` if weighting and losses do not have the same tasks."""
     losses = {task: ops.zeros(()) for task in tasks}
     weighting(losses, present=losses)  # knows all tasks, or raises
     idle = [t for t in getattr(weighting, "tasks", tasks) if t not in tasks]

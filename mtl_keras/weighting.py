@@ -34,9 +34,9 @@ class UncertaintyWeighting(keras.layers.Layer):
     task's weight `a * exp(-s)` is `c / L`. The total may be negative: `c * s` has no
     floor, and a task whose loss is small has a negative `s`. Watch the task losses.
 
-    Sees scalars only; masks are applied before. The losses should be means, so
-    that neither the batch size nor the number of outputs changes the balance.
-    Every `s` is float32 under every dtype policy.
+    The layer sees only scalars; masks are applied before. The losses should be means,
+    or the batch size and the number of outputs would change the balance. Every `s` is
+    float32 under every dtype policy.
 
     Args:
         likelihoods: dict. Task name to `"softmax"`, `"gaussian"`,
@@ -54,16 +54,16 @@ class UncertaintyWeighting(keras.layers.Layer):
     Call arguments:
         losses: dict of scalar tensors. The keys are tasks of `likelihoods`; a
             task that is left out contributes nothing.
-        present: optional dict of scalars by task, 0 if it has no valid target in this
-            batch. It contributes neither its loss nor its regularizer then.
-        held: optional dict of bool scalars by task, whether its `s` has no gradient.
+        present: optional dict of scalars by task, 0 for a task without a valid target
+            in this batch. It then contributes neither its loss nor its regularizer.
+        held: optional dict of bool scalars by task, whether its `s` gets no gradient.
 
     Returns:
         The total, a scalar: float32, or float64 if a loss is.
 
     Raises:
-        ValueError: for an unknown likelihood or task, or a start outside the
-            bounds.
+        ValueError: for no task, an unknown likelihood or task, `bounds` that are not
+            increasing numbers in -80..80, or a start outside the bounds.
 
     Example:
     >>> layer = UncertaintyWeighting({"semantic": "softmax", "depth": "gaussian"})
@@ -83,7 +83,7 @@ class UncertaintyWeighting(keras.layers.Layer):
     ) -> None:
         super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
         if not likelihoods:
-            raise ValueError("`likelihoods` names no task.")
+            raise ValueError("`likelihoods` must name at least one task.")
         for task, name in likelihoods.items():
             if name not in LIKELIHOODS:
                 raise ValueError(
@@ -91,7 +91,7 @@ class UncertaintyWeighting(keras.layers.Layer):
                     f"Expected one of {', '.join(LIKELIHOODS)}."
                 )
         low, high = bounds
-        if not -80 <= low < high <= 80:  # exp(88) is the last one in float32
+        if not -80 <= low < high <= 80:  # float32 overflows at exp(89)
             raise ValueError(
                 "`bounds` must be a pair of increasing numbers between -80 and 80. "
                 f"Received: {bounds}"
@@ -100,29 +100,33 @@ class UncertaintyWeighting(keras.layers.Layer):
         self.initial_log_variance = initial_log_variance
         self.bounds = (float(low), float(high))
         starts = self._spread(initial_log_variance)
-        self.log_variances, self.seen = {}, {}
-        self.first_totals, self.first_counts = {}, {}
+        self.log_variances: dict[str, keras.Variable] = {}
+        self.first_totals: dict[str, keras.Variable] = {}
+        self.first_counts: dict[str, keras.Variable] = {}
+        self.seen: dict[str, keras.Variable] = {}
         # Optimizers store their state by position, so this does not depend on the
         # order in which the tasks are named.
         for task in sorted(self.likelihoods, key=str):
-            start = starts.get(task)
-            self.log_variances[task] = self._add_scalar(
-                f"{task}_log_variance",
-                0.0 if start is None else start,
-                constraint=_Bounds(*self.bounds),
-            )
-            # The losses that `s` starts from: their sum over the elements.
-            self.first_totals[task] = self._add_scalar(
-                f"{task}_first_total", 0.0, trainable=False
-            )
-            self.first_counts[task] = self._add_scalar(
-                f"{task}_first_count",
-                0.0 if start is None else FIRST_ELEMENTS,
-                trainable=False,
-            )
-            # Whether the task was present since the last update of `s`.
-            self.seen[task] = self._add_scalar(f"{task}_seen", 0.0, trainable=False)
+            self._add_weights_of(task, starts.get(task))
         self.built = True
+
+    def _add_weights_of(self, task, start):
+        self.log_variances[task] = self._add_scalar(
+            f"{task}_log_variance",
+            0.0 if start is None else start,
+            constraint=_Bounds(*self.bounds),
+        )
+        # The losses that `s` starts from: their sum over the elements.
+        self.first_totals[task] = self._add_scalar(
+            f"{task}_first_total", 0.0, trainable=False
+        )
+        self.first_counts[task] = self._add_scalar(
+            f"{task}_first_count",
+            0.0 if start is None else FIRST_ELEMENTS,
+            trainable=False,
+        )
+        # Whether the task has been present since the last update of `s`.
+        self.seen[task] = self._add_scalar(f"{task}_seen", 0.0, trainable=False)
 
     def _spread(self, start):
         """The start value of every task that has one, `{task: float or None}`."""
@@ -176,10 +180,10 @@ class UncertaintyWeighting(keras.layers.Layer):
         return total
 
     def start(self, losses: Mapping[str, Any]) -> None:
-        """Lets tasks that have not begun do so at the equilibrium of their losses.
+        """Starts every task that has not begun yet, at the equilibrium of its loss.
 
-        For training loops of your own: once, before the first step, with the losses
-        of a sample. `MultiTaskTrainer` does it by itself.
+        Training loops of your own call it once, before the first step, with the losses
+        of a sample. `MultiTaskTrainer` starts tasks itself.
 
         Args:
             losses: dict of scalars by task. Their values have to be known, which they
@@ -201,10 +205,10 @@ class UncertaintyWeighting(keras.layers.Layer):
             self.observe(task, ops.convert_to_tensor(loss), FIRST_ELEMENTS)
 
     def observe(self, task: str, loss: Tensor, count: Tensor) -> Tensor:
-        """Takes note that a task is present, and moves its `s` while it starts.
+        """Notes that a task is present, and moves its `s` while the task is starting.
 
         `MultiTaskTrainer` calls it in every step. A compiled step of JAX loses what is
-        assigned to `s`; `move_to_start` makes up for that.
+        assigned to `s`; a later call of `move_to_start` makes up for that.
 
         Args:
             task: str.
@@ -212,8 +216,8 @@ class UncertaintyWeighting(keras.layers.Layer):
             count: scalar, the number of elements that the loss is the mean of.
 
         Returns:
-            Scalar bool: whether the task is starting. `s` then has no gradient, or the
-            optimizer's momentum would carry it on from where it started.
+            Scalar bool: whether the task is starting. Its `s` must get no gradient
+            then, or the optimizer's momentum would carry it away from its start.
         """
         if not self.trainable:
             return ops.convert_to_tensor(False)
@@ -236,7 +240,7 @@ class UncertaintyWeighting(keras.layers.Layer):
 
         Args:
             task: str.
-            condition: scalar bool tensor. Whether to do so.
+            condition: scalar bool tensor, whether to do so.
         """
         a, c, _ = LIKELIHOODS[self.likelihoods[task]]
         s, total = self.log_variances[task], self.first_totals[task]
@@ -262,12 +266,12 @@ class UncertaintyWeighting(keras.layers.Layer):
         return keras.KerasTensor((), "float32")
 
     def sigmas(self) -> dict[str, float]:
-        """The noise levels now, `{task: float}`; for `laplace`, the scale b."""
+        """The current noise levels, `{task: float}`; for `laplace`, the scale b."""
         logs = self.logs()
         return {task: float(logs[f"{task}/sigma"]) for task in self.likelihoods}
 
     def task_weights(self) -> dict[str, float]:
-        """What each loss is multiplied by now, `{task: float}`."""
+        """What each loss is currently multiplied by, `{task: float}`."""
         logs = self.logs()
         return {task: float(logs[f"{task}/weight"]) for task in self.likelihoods}
 
@@ -335,7 +339,8 @@ class FixedWeighting(keras.layers.Layer):
         The weighted sum, a scalar: float32, or float64 if a loss is.
 
     Raises:
-        ValueError: for a negative weight or an unknown task.
+        ValueError: for no task, an unknown task, or a weight that is negative or not
+            finite.
 
     Example:
     >>> layer = FixedWeighting({"semantic": 0.5, "depth": 0.25})
@@ -346,7 +351,7 @@ class FixedWeighting(keras.layers.Layer):
     def __init__(self, weights: Mapping[str, float], **kwargs: Any) -> None:
         super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
         if not weights:
-            raise ValueError("`weights` names no task.")
+            raise ValueError("`weights` must name at least one task.")
         for task, weight in weights.items():
             if not 0 <= weight < float("inf"):
                 raise ValueError(
@@ -404,7 +409,7 @@ class _Bounds(keras.constraints.Constraint):
 
 
 def check_loss(task: str, loss: Any) -> None:
-    """Raises `ValueError` for a negative loss, if its value is known by now.
+    """Raises `ValueError` for a negative loss, if its value is known already.
 
     Args:
         task: str.
@@ -416,8 +421,8 @@ def check_loss(task: str, loss: Any) -> None:
         return
     if value < 0:
         raise ValueError(
-            f"The loss of task {task!r} is negative, and no noise level explains it: "
-            "weigh it by `FixedWeighting`, or add a constant to it."
+            f"The loss of task {task!r} is negative, which no noise level explains: "
+            "weigh it with `FixedWeighting`, or add a constant to it."
         )
 
 
@@ -425,6 +430,6 @@ def _check_tasks(argument, given, known):
     unknown = sorted(set(given) - set(known), key=str)
     if unknown:
         raise ValueError(
-            f"`{argument}` has no place for {', '.join(map(repr, unknown))}. "
-            f"The tasks are {', '.join(map(repr, known))}."
+            f"`{argument}` names {', '.join(map(repr, unknown))}, but the tasks are "
+            f"{', '.join(map(repr, known))}."
         )

@@ -14,7 +14,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Self
 
 from mtl_keras.errors import UserError
 
@@ -27,16 +27,17 @@ def count_cores() -> int:
 
 
 class WorkerPool:
-    """Computes a function of many jobs on all cores; use it in a `with` block.
+    """Applies a function to many jobs on all cores; use it in a `with` block.
 
-    The workers start with the first job and do not run the script again that started
-    them, so it needs no `if __name__ == "__main__"`. Ctrl-C reaches this process
-    alone, and they end with it, however it ends.
+    The workers start with the first job. They do not rerun the script that started
+    them, so it needs no `if __name__ == "__main__"`. Ctrl-C reaches only this process,
+    and the workers end with it, however it ends.
 
     Args:
-        num_jobs: int. How many jobs are to be expected.
-        min_jobs: int. For fewer jobs the workers are not worth their start; this
-            process does them itself then, and on a single core. Defaults to `32`.
+        num_jobs: int. The number of jobs to expect.
+        min_jobs: int. With fewer jobs, starting workers takes longer than it saves,
+            and this process does the jobs itself, as it does on a single core.
+            Defaults to `32`.
     """
 
     def __init__(self, num_jobs: int, min_jobs: int = 32) -> None:
@@ -48,26 +49,26 @@ class WorkerPool:
                 self._workers, self._context, _end_with_parent
             )
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, error_class, *_):
+    def __exit__(self, error_class: type[BaseException] | None, *_: Any) -> None:
         if self._executor is None:
             return
-        if error_class is not None:  # as after Ctrl-C: don't wait for what they do
+        if error_class is not None:  # such as Ctrl-C: do not wait for running jobs
             for process in self._context.started:
                 process.terminate()
         self._executor.shutdown(cancel_futures=True)
 
     def map(self, function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
-        """Yields `function(job)` of all jobs, in order.
+        """Yields `function(job)` for every job, in order.
 
         Args:
-            function: one that can be imported: of a module, not of the script.
-            jobs: iterable, read no further than the workers need.
+            function: one of a module, not of the script, since the workers import it.
+            jobs: iterable, read only as far ahead as the workers need.
 
         Raises:
-            UserError: if a worker dies; else what `function` raises.
+            UserError: if a worker dies. What `function` raises is passed on.
         """
         if self._executor is None:
             yield from map(function, jobs)
@@ -82,18 +83,18 @@ class WorkerPool:
                 yield waiting.popleft().result()
         except concurrent.futures.BrokenExecutor as error:
             raise UserError(
-                "A worker process ended before its work was done: it crashed, and says "
-                "why above, or was killed, as when memory runs out; free some memory "
-                "and start again."
+                "A worker process ended before its work was done: it crashed, and the "
+                "reason is above, or it was killed, for instance because memory ran "
+                "out; free some memory and start again."
             ) from error
 
 
 class _Process(multiprocessing.context.SpawnProcess):
-    """A process that leaves the script alone that started it, and Ctrl-C to it."""
+    """A process that neither runs the script that started it nor ends at Ctrl-C."""
 
     def start(self):
         script = sys.modules["__main__"]
-        # A script that is not in a file, like this one, is not run by the worker.
+        # The worker does not run a main module that has no file, such as this one.
         sys.modules["__main__"] = types.ModuleType("__main__")
         try:
             with _interrupts_blocked():
@@ -104,7 +105,7 @@ class _Process(multiprocessing.context.SpawnProcess):
 
 @contextlib.contextmanager
 def _interrupts_blocked():
-    """Blocks Ctrl-C, which a process that is started meanwhile inherits."""
+    """Blocks Ctrl-C; processes started in the meantime inherit that."""
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return
@@ -116,9 +117,9 @@ def _interrupts_blocked():
 
 
 class _Context(multiprocessing.context.SpawnContext):
-    """How the executor makes processes, which it does not let one see."""
+    """Makes the executor's processes and lists them; the executor hides them."""
 
-    # Not forked: that is not safe in a process that runs TensorFlow's threads.
+    # Spawned, since forking is not safe in a process that runs TensorFlow's threads.
     def __init__(self):
         self.started = []
 

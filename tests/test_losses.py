@@ -369,7 +369,7 @@ def test_losses_that_compare_samples_take_no_mask():
 def test_channels_are_in_the_last_axis():
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, axis=1)
     maps = np.zeros((2, 4, 4, 4), "float32")
-    with pytest.raises(ValueError, match="channels in the axis 1.*last one"):
+    with pytest.raises(ValueError, match="channels on axis 1.*last one"):
         sum_loss(loss, maps, ops.array(maps), np.ones((2, 4, 4)))
 
 

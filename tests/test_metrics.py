@@ -1,12 +1,20 @@
+import doctest
 import math
 
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
+from mtl_keras import metrics
 from mtl_keras.cityscapes import LABEL_IDS, LABEL_SETS, LABELS
 from mtl_keras.metrics import EvaluatedMeanIoU
 from mtl_keras.tasks import make_metrics
+
+
+def test_examples_of_the_docstrings():
+    result = doctest.testmod(metrics, extraglobs={"keras": keras, "ops": ops})
+    assert result.attempted > 0 and result.failed == 0
 
 
 def random_maps(label_set, seed=0, batch=4, size=(8, 12)):

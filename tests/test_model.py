@@ -1,3 +1,5 @@
+import doctest
+
 import keras
 import numpy as np
 import pytest
@@ -17,6 +19,11 @@ from mtl_keras.model import (
 SIZE = (32, 64)
 CHANNELS = {"semantic": 19, "instance": 2, "depth": 1}
 ASPP_BRANCHES = ("rate1", "rate12", "rate24", "rate36", "pool")
+
+
+def test_examples_of_the_docstrings():
+    result = doctest.testmod(model)
+    assert result.attempted > 0 and result.failed == 0
 
 
 @pytest.fixture(params=ARCHITECTURES)

@@ -140,7 +140,7 @@ def test_the_weights_exist_before_the_first_batch():
 
 
 def test_what_uncertainty_weighting_refuses():
-    with pytest.raises(ValueError, match="no task"):
+    with pytest.raises(ValueError, match="at least one task"):
         UncertaintyWeighting({})
     with pytest.raises(ValueError, match="'poisson' for task 'depth'.*laplace"):
         UncertaintyWeighting({"depth": "poisson"})
@@ -209,7 +209,7 @@ def test_weight_zero_switches_a_task_off_even_at_nan():
 
 
 def test_what_fixed_weighting_refuses():
-    with pytest.raises(ValueError, match="no task"):
+    with pytest.raises(ValueError, match="at least one task"):
         FixedWeighting({})
     for weight in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"'depth'.*{weight}"):

@@ -1,10 +1,10 @@
 """Average precision of objects, by the official Cityscapes evaluator.
 
-Predictions are written as they are submitted to the benchmark, one text file a frame
-whose lines name a binary mask, a label id and a confidence. The true instance ids of
-the records are written beside them, so that any data set is scored in one way: at
-the network's resolution. The evaluator's smallest object, 100 pixels, is meant there
-too; smaller ones neither count nor harm.
+Predictions are written as they are submitted to the benchmark: one text file per
+frame, whose lines name a binary mask, a label id and a confidence. The true instance
+ids of the records are written beside them. Every data set is thus scored in the same
+way, at the network's resolution. The evaluator's smallest object, 100 pixels, is
+measured there too; smaller ones neither count nor do harm.
 
 This module runs in worker processes, so it imports nothing heavy.
 
@@ -38,9 +38,12 @@ def write_truth(
     """Writes the true instance ids of a frame for `score_instances`.
 
     Args:
-        directory: where to, an existing directory.
+        directory: an existing directory to write to.
         frame_id: str.
         instance_ids: integer array `(H, W)` as in `*_instanceIds.png`.
+
+    Raises:
+        UserError: for an instance id of no Cityscapes label.
     """
     number = np.unique(instance_ids)
     label_ids = np.where(
@@ -68,10 +71,10 @@ def write_prediction(
     confidence` for every object, and the masks that it names.
 
     Args:
-        directory: where to, made if need be.
+        directory: the directory to write to, created if necessary.
         frame_id: str.
         instances: integer array `(H, W)`, 0 for no object, else 1 to n.
-        objects: list of n `(label id, confidence)`.
+        objects: list of n `(label id, confidence)`, the confidence in 0..1.
     """
     directory = pathlib.Path(directory)
     (directory / "masks").mkdir(parents=True, exist_ok=True)
@@ -91,8 +94,8 @@ def score_instances(
     """Average precision of what was written for the frames of a directory.
 
     AP is the mean over the classes and over the overlaps 0.50, 0.55, ..., 0.95 that
-    an object must exceed to be found; AP50 that of the overlap 0.50 alone. A class
-    without a true object of 100 pixels is left out of the mean.
+    an object must exceed to count as found; AP50 is the mean at the overlap 0.50
+    only. A class without a true object of at least 100 pixels is left out.
 
     Args:
         predictions: directory that `write_prediction` wrote to.
@@ -111,25 +114,14 @@ def score_instances(
         evalInstanceLevelSemanticLabeling as official,
     )
 
-    truth_paths = sorted(pathlib.Path(truth).absolute().glob("[!.]*" + TRUTH_ENDING))
     predictions = pathlib.Path(predictions).absolute()
-    pairs = []
-    for path in truth_paths:
-        prediction = predictions / (path.name.removesuffix(TRUTH_ENDING) + ".txt")
-        if not prediction.exists():
-            raise UserError(
-                f"{prediction} is missing; predict every frame of the split."
-            )
-        pairs.append((str(prediction), str(path)))
+    pairs = _pair_files(predictions, pathlib.Path(truth).absolute())
     args = copy.copy(official.args)
-    args.predictionPath, args.quiet, args.distanceAvailable = (
-        str(predictions),
-        True,
-        False,
-    )
+    args.predictionPath = str(predictions)
+    args.quiet, args.distanceAvailable = True, False
     official.setInstanceLabels(args)
-    # What evaluateImgLists does, but for three things: it would cache the true
-    # objects in the package, leave a matches.json, and say nothing for minutes.
+    # This is what evaluateImgLists does, except that it would cache the true objects
+    # in the package, leave a matches.json, and say nothing for minutes.
     matches: dict[str, dict] = {}
     with _numpy_with_in1d():
         for prediction, path in tqdm(
@@ -153,6 +145,19 @@ def score_instances(
     }
 
 
+def _pair_files(predictions, truth):
+    """The paths of prediction and truth of every frame, as text."""
+    pairs = []
+    for path in sorted(truth.glob("[!.]*" + TRUTH_ENDING)):
+        prediction = predictions / (path.name.removesuffix(TRUTH_ENDING) + ".txt")
+        if not prediction.exists():
+            raise UserError(
+                f"{prediction} is missing; predict every frame of the split."
+            )
+        pairs.append((str(prediction), str(path)))
+    return pairs
+
+
 def _average_precisions(official, matches, args):
     """The official AP by class and overlap, NaN for a class that is absent."""
     scores = np.zeros((len(args.instLabels), len(args.overlaps)))
@@ -163,20 +168,20 @@ def _average_precisions(official, matches, args):
         try:
             scores[index] = official.evaluateMatches(matches, one)[0, 0, 0]
         except IndexError:
-            # It fails when all objects of a class are missed and all that was
-            # predicted is to be ignored. Nothing is found then.
+            # The evaluator fails when all objects of a class are missed and all
+            # predictions are to be ignored. Nothing is found then.
             scores[index] = 0.0
     return scores
 
 
 @contextlib.contextmanager
 def _numpy_with_in1d():
-    """Gives NumPy its `in1d` back, which the evaluator of cityscapesScripts 2.2 and
-    2.3 calls and NumPy 2.4 no longer has; and takes it away again."""
+    """Lends NumPy the function `in1d`, which the evaluator of cityscapesScripts 2.2
+    and 2.3 calls and NumPy 2.4 no longer has."""
     if hasattr(np, "in1d"):
         yield
         return
-    np.in1d = np.isin  # same answer; the evaluator reshapes it itself
+    np.in1d = np.isin  # the same answer, which the evaluator reshapes itself
     try:
         yield
     finally:

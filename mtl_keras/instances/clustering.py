@@ -1,7 +1,7 @@
 """Clusters of points in the plane: the votes of the pixels for their centres.
 
-`cluster_votes` is OPTICS with its reachability plot cut, as the original has it;
-the other methods are scikit-learn's. All leave votes out as noise.
+`cluster_votes` is OPTICS with its reachability plot cut, as in the original; the
+other methods are scikit-learn's. All of them may leave votes out, as noise.
 
 References:
  - Ankerst et al., 1999, *OPTICS: ordering points to identify the clustering
@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-# What the methods without a scale of their own tell apart, in pixels: they would find
-# clusters in rounding errors.
+# In pixels. Methods without a scale of their own tell nothing smaller apart; they would
+# find clusters in rounding errors.
 RESOLUTION = 0.01
 
 
@@ -25,15 +25,15 @@ def cluster_votes(
 
     Equals `OPTICS(min_samples=min_samples, max_eps=max_eps, eps=eps,
     cluster_method="dbscan").fit_predict(votes)` up to the numbering. What a cut
-    ordering says can be had from the votes themselves:
+    ordering says follows from the votes themselves:
 
     - Core votes form the clusters of DBSCAN: the connected components under
       distances of at most `eps`.
     - The ordering visits the votes of a component in one go once it meets the
-      first of them, and takes along all not yet visited votes within `eps` of a
-      core vote of the component. A border vote, not core but within `eps` of
-      one, thus goes to whichever of its components is visited first.
-    - Unless the ordering meets it before all of them: then it is noise. Here
+      first of them, and takes along all votes within `eps` of a core vote of the
+      component that it has not visited yet. A border vote, not core but within
+      `eps` of one, thus goes to whichever of its components is visited first.
+    - If the ordering meets a border vote before all of these, it is noise. Here
       OPTICS departs from DBSCAN, which never drops a border vote.
     - With `max_eps == eps`, the next vote to start from is the one of lowest
       index. With a larger `max_eps`, it is the one with the least reachability
@@ -41,9 +41,9 @@ def cluster_votes(
       component or lone vote at a time.
 
     Distances are compared as scikit-learn compares them, rounded to 15 decimals,
-    and ties agree where float64 holds the squares exactly. A distance that is
-    `eps` or `max_eps` but for a rounding error may be judged differently, as
-    scikit-learn's trees look now at distances and now at squares.
+    and ties agree where float64 holds the squares exactly. A distance that differs
+    from `eps` or `max_eps` only by a rounding error may be judged differently, since
+    scikit-learn's trees sometimes compare distances and sometimes their squares.
 
     Args:
         votes: float array `(n, 2)`.
@@ -54,7 +54,10 @@ def cluster_votes(
     Returns:
         `(n,)` int array, a number for every cluster and -1 for noise. With the
         default `max_eps`, time and memory grow about as `n * min_samples`,
-        however the votes pile up.
+        however densely the votes lie.
+
+    Raises:
+        ValueError: for options out of range.
     """
     votes = np.asarray(votes, np.float64)
     max_eps = eps if max_eps is None else max_eps
@@ -90,7 +93,7 @@ def cluster_votes(
 class _Grid:
     """Votes sorted into cells so small that all votes of a cell are within `eps`
     of each other. A cell of `min_samples` votes needs no counting, and the core
-    votes of a cell are linked as one. Votes go by their place in `self.votes`.
+    votes of a cell are linked as one. A vote is named by its place in `self.votes`.
     """
 
     def __init__(self, votes, eps, max_eps):
@@ -110,7 +113,7 @@ class _Grid:
         self.around = np.concatenate([self.near, self.near[::-1], own], axis=1)
 
     def core_votes(self, min_samples):
-        """Which votes have `min_samples` votes within `eps`, `(n,)` bool."""
+        """Whether each vote has `min_samples` votes within `eps`, `(n,)` bool."""
         core = np.bincount(self.cell)[self.cell] >= min_samples
         count = np.zeros(len(core), np.intp)
         for i, _ in self._close_pairs(self.around, ~core, np.ones_like(core)):
@@ -118,10 +121,10 @@ class _Grid:
         return core | (count >= min_samples)
 
     def components(self, core):
-        """Number of the component of every core vote."""
+        """The number of the component of every core vote."""
         members, start, count = self._by_cell(core)
         pairs = self.near[:, (count[self.near] > 0).all(axis=0)]
-        # One vote of each cell links most cells. The others take a closer look.
+        # One vote per cell links most cells. The others take a closer look.
         links = pairs[:, self._is_close(*members[start[pairs]])]
         component = self._join(links)
         pairs = pairs[:, component[pairs[0]] != component[pairs[1]]]
@@ -139,8 +142,8 @@ class _Grid:
         return component[self.cell[core]]
 
     def border_votes(self, core, labels):
-        """Pairs of a border vote, by its index in `labels`, and the label of a
-        core vote within `eps` of it: array `(2, m)`."""
+        """The pairs of a border vote, by its index in `labels`, and the label of a
+        core vote within `eps` of it, `(2, m)`."""
         pairs = [np.zeros((2, 0), np.intp)]
         for i, j in self._close_pairs(self.around, ~core, core):
             pairs.append(_unique_pairs(self.order[i], labels[self.order[j]]))
@@ -161,15 +164,15 @@ class _Grid:
         return members, np.cumsum(count) - count, count
 
     def _is_close(self, i, j):
-        # As in scikit-learn: the radius of the ordering is compared as it is,
+        # As in scikit-learn, the radius of the ordering is compared as it is, and
         # the cut after rounding to 15 decimals.
         square = ((self.votes[i] - self.votes[j]) ** 2).sum(axis=-1)
         close = square <= self.max_eps * self.max_eps
         return close & (np.round(np.sqrt(square), 15) <= self.eps)
 
     def _close_pairs(self, cells, left, right, chunk=2**20):
-        """Yields the pairs within `eps` of a left and a right vote, in bounded
-        portions; `cells` holds the pairs of cells to look at."""
+        """Yields the pairs of a left and a right vote within `eps` of each other, in
+        bounded portions; `cells` holds the pairs of cells to look at."""
         left, left_start, left_count = self._by_cell(left)
         right, right_start, right_count = self._by_cell(right)
         size = left_count[cells[0]] * right_count[cells[1]]
@@ -177,7 +180,7 @@ class _Grid:
         end = np.cumsum(size)
         for low in range(0, end[-1] if end.size else 0, chunk):
             high = min(low + chunk, end[-1])
-            # The last and the first pair of cells may be taken in part.
+            # Of the first and the last pair of cells, a part may be taken.
             part = slice(
                 np.searchsorted(end, low, side="right"),
                 np.searchsorted(end, high, side="left") + 1,
@@ -193,14 +196,13 @@ class _Grid:
 
 
 def _visiting_order(votes, labels, border, cluster, min_samples, max_eps):
-    """Step at which OPTICS visits each vote, as far as border votes need it.
+    """The step at which OPTICS visits each vote, as far as border votes need it.
 
-    A component and the border votes it takes along share a step.
+    A component and the border votes that it takes along share a step.
     """
     by_row = np.argsort(votes[:, 0], kind="stable")
     position = np.argsort(by_row)
     votes, labels, border = votes[by_row], labels[by_row], position[border]
-    limit = max_eps * max_eps
     core_distance = np.zeros(len(votes))  # at most eps, so never what counts
     lone = np.flatnonzero(labels < 0)
     distance = _tree_of(votes).query(votes[lone], min_samples)[0][:, -1]
@@ -209,52 +211,71 @@ def _visiting_order(votes, labels, border, cluster, min_samples, max_eps):
     is_core = np.flatnonzero(labels >= 0)
     cores = _split_by(labels[is_core], is_core, num_clusters)
     borders = _split_by(cluster, border, num_clusters)
-    reach = np.full(len(votes), np.inf)
-    waiting = np.ones(len(votes), bool)
+    waiting = _WaitingVotes(votes, by_row, core_distance, max_eps)
     visited = np.full(len(votes), len(votes))
-
-    def waiting_near(low, high):
-        margin = max_eps * (1 + 1e-9)
-        rows = np.searchsorted(votes[:, 0], [low[0] - margin, high[0] + margin])
-        targets = rows[0] + np.flatnonzero(waiting[slice(*rows)])
-        columns = votes[targets, 1]
-        return targets[(columns >= low[1] - margin) & (columns <= high[1] + margin)]
-
-    def lower_reach(targets, sources):
-        square = ((votes[targets] - votes[sources]) ** 2).sum(axis=-1)
-        new = np.maximum(np.sqrt(square), core_distance[sources]).round(15)
-        new = np.where(square <= limit, new, np.inf)
-        reach[targets] = np.minimum(reach[targets], new)
-
-    next_index = 0
     for step in range(len(votes)):
-        if not waiting[border].any():
+        if not waiting.mask[border].any():
             break
-        least = reach.min()
-        if least < np.inf:
-            ties = np.flatnonzero(reach == least)
-            vote = ties[by_row[ties].argmin()]
-        else:
-            while not waiting[position[next_index]]:
-                next_index += 1
-            vote = position[next_index]
+        vote = waiting.next_vote()
         core, others = [], np.array([vote])
         if labels[vote] >= 0:
             core, others = cores[labels[vote]], borders[labels[vote]]
-            others = np.unique(others[waiting[others]])
+            others = np.unique(others[waiting.mask[others]])
         met = np.concatenate([core, others]).astype(np.intp)
-        visited[met], waiting[met], reach[met] = step, False, np.inf
+        visited[met] = step
+        waiting.remove(met)
         if len(core):
-            near = waiting_near(votes[core].min(axis=0), votes[core].max(axis=0))
+            near = waiting.near(votes[core].min(axis=0), votes[core].max(axis=0))
             if near.size:
-                lower_reach(near, core[_tree_of(votes[core]).query(votes[near])[1]])
+                nearest = core[_tree_of(votes[core]).query(votes[near])[1]]
+                waiting.lower_reach(near, nearest)
         for source in others[core_distance[others] < np.inf]:
-            lower_reach(waiting_near(votes[source], votes[source]), source)
+            near = waiting.near(votes[source], votes[source])
+            waiting.lower_reach(near, source)
     return visited[position]
 
 
+class _WaitingVotes:
+    """The votes that OPTICS has not visited, with their reachability from the others.
+
+    Votes are sorted by their first coordinate; `index` holds their original places.
+    """
+
+    def __init__(self, votes, index, core_distance, max_eps):
+        self.votes, self.index = votes, index
+        self.core_distance, self.max_eps = core_distance, max_eps
+        self.mask = np.ones(len(votes), bool)
+        self._reach = np.full(len(votes), np.inf)
+        self._by_index = iter(np.argsort(index))
+
+    def next_vote(self):
+        """The vote of least reachability, or the first if none can be reached."""
+        least = self._reach.min()
+        if least < np.inf:
+            ties = np.flatnonzero(self._reach == least)
+            return ties[self.index[ties].argmin()]
+        return next(vote for vote in self._by_index if self.mask[vote])
+
+    def remove(self, visited):
+        self.mask[visited], self._reach[visited] = False, np.inf
+
+    def near(self, low, high):
+        """Waiting votes in the box from `low` to `high`, widened by `max_eps`."""
+        margin = self.max_eps * (1 + 1e-9)
+        rows = np.searchsorted(self.votes[:, 0], [low[0] - margin, high[0] + margin])
+        found = rows[0] + np.flatnonzero(self.mask[slice(*rows)])
+        columns = self.votes[found, 1]
+        return found[(columns >= low[1] - margin) & (columns <= high[1] + margin)]
+
+    def lower_reach(self, targets, sources):
+        square = ((self.votes[targets] - self.votes[sources]) ** 2).sum(axis=-1)
+        new = np.maximum(np.sqrt(square), self.core_distance[sources]).round(15)
+        new = np.where(square <= self.max_eps * self.max_eps, new, np.inf)
+        self._reach[targets] = np.minimum(self._reach[targets], new)
+
+
 def _tree_of(points):
-    from scipy.spatial import KDTree  # here: who asks for `METHODS` need not wait
+    from scipy.spatial import KDTree  # here only: it takes a while to import
 
     return KDTree(points)
 
@@ -278,7 +299,8 @@ def cluster_by_optics(
     min_cluster_size: int = 20,
     max_eps: float | None = None,
 ) -> np.ndarray:
-    """`cluster_votes`, without clusters of fewer than `min_cluster_size` votes."""
+    """`cluster_votes` without clusters of fewer than `min_cluster_size` votes: labels
+    `(n,)` of votes `(n, 2)`, -1 for noise."""
     _check_at_least(1, min_cluster_size=min_cluster_size)
     labels = cluster_votes(votes, eps, min_samples, max_eps)
     size = np.bincount(labels + 1)
@@ -292,7 +314,8 @@ def cluster_by_optics_xi(
     xi: float = 0.2,
     min_cluster_size: int = 20,
 ) -> np.ndarray:
-    """scikit-learn's OPTICS, cut where the reachability plot is steep."""
+    """scikit-learn's OPTICS, cut where the reachability plot is steep: labels `(n,)`
+    of votes `(n, 2)`, -1 for noise."""
     _check_at_least(2, min_samples=min_samples, min_cluster_size=min_cluster_size)
     if not (max_eps > 0 and 0 <= xi <= 1):
         raise ValueError(
@@ -301,11 +324,11 @@ def cluster_by_optics_xi(
         )
     if len(votes) < max(min_samples, min_cluster_size):
         return np.full(len(votes), -1)
-    # A second to import, and not the default.
+    # Here only: it takes a second to import and is not the default.
     from sklearn.cluster import OPTICS, cluster_optics_xi
 
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
-        # All votes further apart than max_eps: noise, and no reason to warn.
+        # If all votes are further apart than max_eps, they are noise: no need to warn.
         warnings.filterwarnings("ignore", "All reachability values are inf")
         optics = OPTICS(
             min_samples=min_samples, max_eps=max_eps, cluster_method="dbscan", eps=0.0
@@ -326,7 +349,7 @@ def cluster_by_hdbscan(
     min_samples: int | None = None,
     allow_single_cluster: bool = True,
 ) -> np.ndarray:
-    """scikit-learn's HDBSCAN."""
+    """scikit-learn's HDBSCAN: labels `(n,)` of votes `(n, 2)`, -1 for noise."""
     _check_at_least(2, min_cluster_size=min_cluster_size)
     if min_samples is not None:
         _check_at_least(1, min_samples=min_samples)
@@ -342,6 +365,7 @@ def cluster_by_hdbscan(
     ).fit_predict(np.rint(votes / RESOLUTION))
 
 
+# Functions of votes and options that return labels.
 METHODS: dict[str, Callable[..., np.ndarray]] = {
     "optics": cluster_by_optics,
     "optics-xi": cluster_by_optics_xi,

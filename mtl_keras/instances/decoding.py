@@ -19,9 +19,9 @@ from mtl_keras.cityscapes import (
 from mtl_keras.instances.clustering import METHODS
 from mtl_keras.instances.offsets import keep_things
 
-# What may become of the pixels that vote for no instance.
+# What can become of the pixels that vote for no instance.
 LEFT_OVER = ("noise", "nearest")
-# The classes in which objects may be looked for.
+# The classes in which to look for objects.
 OBJECT_CLASSES = ("predicted", "true")
 
 
@@ -34,41 +34,41 @@ def cluster_offsets(
 ) -> np.ndarray:
     """Groups the pixels that vote for the same centre.
 
-    Pixels of one class are clustered by the position `pixel + offset` alone, so
-    an object that an occluder cuts in two stays one instance and touching
-    objects are told apart. What is left over, votes in no cluster and clusters of
-    fewer pixels than `min_samples` or `min_cluster_size`, gets 0.
+    Pixels of one class are clustered only by the position `pixel + offset`. An object
+    that another cuts in two thus stays one instance, and touching objects are told
+    apart. What is left over, votes in no cluster and clusters of fewer pixels than
+    `min_samples` or `min_cluster_size`, gets 0.
 
     With `left_over="nearest"`, as in the paper, it goes to an instance instead: the
     one of its class whose centre, the mean of the votes in the cluster, is nearest to
-    the vote, however far away. A class without any instance keeps its 0.
+    the vote, however far away. In a class without an instance it still gets 0.
 
     `"optics"`: the clusters of OPTICS whose reachability plot is cut at `eps`,
     as in the original. A vote with `min_samples` votes within `eps`, itself
     included, is a core vote; core votes within `eps` of each other share a
-    cluster. `eps` should exceed the gaps within a cloud of votes and fall short
-    of the gaps between clouds. Options:
+    cluster. `eps` should be larger than the gaps within a cloud of votes and smaller
+    than the gaps between clouds. Options:
         eps: float. Where to cut, in pixels (the original's `cluster_limmit`).
             Defaults to `1.5`.
         min_samples: int. Defaults to `10`.
         min_cluster_size: int. Clusters of fewer pixels become noise. Defaults to
             `20`.
         max_eps: float, at least `eps`. Radius of the ordering (the original's
-            `epsilon`). It sways border votes only, see
+            `epsilon`). It changes only border votes, see
             `clustering.cluster_votes`, and costs time. Defaults to `eps`.
     The defaults are a compromise that `benchmarks/instance_parameters.py` found on
-    training frames of the rendered streets, at 64x128 and 128x256: in the true
+    training frames of the rendered streets, at 64x128 and 128x256. In the true
     classes, a network's votes are told apart best with an `eps` of 1.5 to 3 and few
     samples; in its own classes, whose pixels spill over the objects, with more. True
-    votes are decoded without a mistake by any. The votes of a larger grid scatter
-    more widely but are more numerous, so the values hold there too. The original's
-    values are in a file that is missing; a call that is commented out has 5 for both
-    sizes, 5 for the radius and 1 for the cut.
+    votes are decoded without a mistake with all of these. The votes of a larger grid
+    scatter more widely but are more numerous, so the values hold there too. The
+    original's values are in a file that is missing; a call that is commented out has 5
+    for both sizes, 5 for the radius and 1 for the cut.
 
     `"optics-xi"`: scikit-learn's OPTICS, cut where the plot is steep, for
-    objects whose votes scatter differently. Quadratic in the votes, thus slow.
-    Options; with scikit-learn's own `xi` and `min_cluster_size`, clouds of
-    votes fall into dozens of pieces:
+    objects whose votes scatter differently. Its time is quadratic in the votes. With
+    scikit-learn's own `xi` and `min_cluster_size`, clouds of votes fall into dozens of
+    pieces. Options:
         min_samples: int. Defaults to `5`.
         max_eps: float. Defaults to `inf`.
         xi: float in 0..1, the steepness. Defaults to `0.2`.
@@ -96,8 +96,8 @@ def cluster_offsets(
         first pixel.
 
     Raises:
-        ValueError: for shapes, names or values that are none of these, or offsets
-            inside the mask that are not finite.
+        ValueError: for other shapes, names or values, or offsets inside the mask that
+            are not finite.
     """
     offsets, mask = np.asarray(offsets), np.asarray(mask)
     if offsets.shape != (*mask.shape, 2) or mask.ndim != 2:
@@ -126,7 +126,7 @@ def cluster_offsets(
             "offsets must be finite inside the mask. Received: "
             f"{(~np.isfinite(votes).all(axis=1)).sum()} pixels with NaN or inf"
         )
-    METHODS[method](votes[:0], **options)  # wrong values show even without a thing
+    METHODS[method](votes[:0], **options)  # refuses wrong values even without a thing
     instances = np.zeros(mask.shape, np.int32)
     for value in np.unique(classes):
         chosen = classes == value
@@ -150,8 +150,8 @@ def _number(labels):
 
 
 def _give_to_nearest(votes, numbers):
-    """Gives the votes of number 0 to the cluster whose mean is nearest, of equally
-    near ones the first."""
+    """Gives the votes of number 0 to the cluster with the nearest mean, the first of
+    equally near ones."""
     rest = votes[numbers == 0]
     nearest, least = np.zeros(len(rest), np.int32), np.full(len(rest), np.inf)
     for number in range(1, numbers.max(initial=0) + 1):
@@ -173,16 +173,16 @@ def decode_objects(
 ) -> tuple[np.ndarray, list[tuple[int, float]]]:
     """Turns the centre votes of a frame into objects that can be ranked.
 
-    Centre votes say nothing about how sure they are. The confidence of an object is
-    the mean probability of its class over its pixels.
+    Centre votes do not tell how sure they are. The confidence of an object is the mean
+    probability of its class over its pixels.
 
     Args:
         offsets: array `(H, W, 2)` as for `cluster_offsets`.
         classes: integer array `(H, W)`, label ids of things, else 0.
         probability: float array `(H, W)`, that of the class of each pixel.
-        method: str, and
-        **options: as for `cluster_offsets`, `left_over` included. What `left_over`
-            gives to an object counts in its confidence.
+        method: str, as for `cluster_offsets`.
+        **options: as for `cluster_offsets`, including `left_over`. The pixels that it
+            gives to an object count in the object's confidence.
 
     Returns:
         `instances`, `(H, W)` int32 with 0 for no object, else 1 to n; and a list of
@@ -203,7 +203,7 @@ def choose_classes(
     label_set: str,
     object_classes: str,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the pixels of things are, and how sure that is.
+    """The class of every pixel of a thing, and its probability.
 
     Args:
         logits: `(batch, H, W, num_classes)`, or `None` without the semantic task;

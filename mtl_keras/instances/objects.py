@@ -6,7 +6,7 @@ This module runs in worker processes, so it imports nothing heavy.
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -32,19 +32,19 @@ class _Directories(NamedTuple):
 class ObjectScorer:
     """Turns the votes for the frames of a split into objects, and scores them.
 
-    The decoding runs on all cores; use it in a `with` block. Beside the network's,
-    the true votes for the true classes are decoded: no network can score better.
+    The decoding runs on all cores; use it in a `with` block. Besides the network's
+    votes, the true votes in the true classes are decoded, as an upper bound.
 
     Args:
         num_frames: int. Frames in the split.
         label_set: str, a key of `cityscapes.LABEL_SETS`.
-        object_classes: str. `"predicted"`, or `"true"` to look for objects where
+        object_classes: str. `"predicted"`, or `"true"` to look for objects only where
             there are some, in their true classes.
         method: str, as for `instances.cluster_offsets`.
-        directory: where to keep the predictions as submitted to the benchmark, in
-            place of earlier ones. Without it, they are not kept.
-        left_over: str, and
-        **options: of the method, as for `instances.cluster_offsets`.
+        directory: optional, where to keep the predictions as submitted to the
+            benchmark; they replace earlier ones. Without it they are not kept.
+        left_over: str, as for `instances.cluster_offsets`.
+        **options: those of the method, as for `instances.cluster_offsets`.
 
     Raises:
         UserError: if `directory` holds anything but predictions.
@@ -76,11 +76,11 @@ class ObjectScorer:
             path.mkdir(parents=True, exist_ok=True)
         self._pool = WorkerPool(num_frames)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._pool.__enter__()
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         self._pool.__exit__(*error)
 
     def update(
@@ -93,12 +93,13 @@ class ObjectScorer:
 
         Args:
             frame_ids: list of str.
-            predictions: dict of arrays by task, as the network returns them.
+            predictions: dict of arrays by task, as the network returns them:
+                `instance`, and `semantic` if it has that task.
             instance_ids: `(batch, H, W)`, the true ones.
 
         Returns:
-            For each frame `(classes, instances)`, the label ids of predicted things
-            and the number of the object, `(H, W)` with 0 for none.
+            For each frame `(classes, instances)`, the label ids of things and the
+            numbers of the objects, each `(H, W)` with 0 for none.
         """
         classes, probability = choose_classes(
             predictions.get("semantic"),
@@ -115,9 +116,13 @@ class ObjectScorer:
         return [*zip(classes, self._pool.map(_decode_frame, jobs))]
 
     def result(self) -> dict[str, Any]:
-        """`instances`, the scores of all frames: what `score_instances` returns, and
-        `object_classes`, `method`, `left_over`, the options, and `upper_bound`, the
-        score of the true votes and classes."""
+        """Scores all frames.
+
+        Returns:
+            `{"instances": scores}`: what `score_instances` returns, `object_classes`,
+            `method`, `left_over` and the other options, and `upper_bound`, the scores
+            of the true votes in the true classes.
+        """
         paths = self._directories
         scores = {
             "object_classes": self.object_classes,

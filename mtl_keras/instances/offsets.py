@@ -21,13 +21,16 @@ def encode_offsets(instance_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
         instance_ids: integer array `(H, W)`. Values of `FIRST_INSTANCE_ID` or
-            more mark an instance; all others are stuff or groups, and so is 65535,
-            which is what 16 bits make of -1, no label.
+            more mark an instance, except 65535, which is what 16 bits make of -1, no
+            label. All other values are stuff or groups.
 
     Returns:
         `offsets`, `(H, W, 2)` float32, `(dy, dx)` in pixels with
         `centre = pixel + offset`, zero outside the mask; and `mask`, `(H, W)`
         bool, true on instances.
+
+    Raises:
+        ValueError: for anything but an integer array with two axes.
     """
     instance_ids = np.asarray(instance_ids)
     if instance_ids.ndim != 2 or instance_ids.dtype.kind not in "iu":
@@ -49,11 +52,11 @@ def encode_offsets(instance_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def keep_things(semantic_ids: np.ndarray) -> np.ndarray:
-    """Label ids `(H, W)` with everything but the evaluated things set to 0.
+    """Label ids of any shape, with everything but the evaluated things set to 0.
 
-    Of the predicted labels it is the mask to look for objects in; of the true
-    labels, the one to tell errors of the votes from errors of the classes. The
-    original looks in person and car alone, which it does not keep apart.
+    Made from predicted labels, it is the mask in which to look for objects; made from
+    true labels, it tells errors of the votes from errors of the classes. The original
+    looks only in person and car, which it does not keep apart.
     """
     semantic_ids = np.asarray(semantic_ids)
     return np.where(np.isin(semantic_ids, THING_IDS), semantic_ids, 0)
