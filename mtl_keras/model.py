@@ -142,9 +142,9 @@ def apply_backbone(image: Tensor, backbone: str, output_stride: int = 8) -> Tens
     """
     blocks, width, *_ = BACKBONES[backbone]
     x = ops.flip(image, axis=-1)  # the pretrained weights take BGR
-    x = keras.layers.Normalization(
-        mean=IMAGENET_BGR_MEAN, variance=(1.0, 1.0, 1.0), name="normalization"
-    )(x)
+    # Not a Normalization: its constants would become inputs of an ONNX file.
+    offset = [-mean for mean in IMAGENET_BGR_MEAN]
+    x = keras.layers.Rescaling(1.0, offset, name="normalization")(x)
     x = keras.layers.ZeroPadding2D(3, name="conv1_pad")(x)
     x = keras.layers.Conv2D(width, 7, strides=2, name="conv1_conv")(x)
     x = _apply_batch_norm(x, "conv1_bn")

@@ -54,7 +54,7 @@ def test_what_is_installed_for_the_commands_is_what_they_ask_for():
 
 
 def test_what_is_installed_for_the_tests_is_in_an_extra():
-    of_extras = [parse(EXTRAS[name]) for name in ("dev", "jax", "torch")]
+    of_extras = [parse(EXTRAS[name]) for name in ("dev", "jax", "torch", "onnx", "app")]
     assert set(PINS["requirements-test.txt"]) <= set().union(*of_extras)
 
 
@@ -79,9 +79,8 @@ def imported_packages():
 def test_every_package_that_is_imported_is_asked_for():
     imported = set(imported_packages()) - set(sys.stdlib_module_names) - {"mtl_keras"}
     names = {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in imported}
-    assert names <= set(SCRIPTS) | set(parse(EXTRAS["jax"])) | set(
-        parse(EXTRAS["torch"])
-    )
+    extras = (parse(EXTRAS[name]) for name in ("jax", "torch", "onnx", "app"))
+    assert names <= set(SCRIPTS).union(*extras)
 
 
 def test_the_version_has_one_home():
