@@ -50,13 +50,13 @@ def measure(run, count, rounds, only, place):
         scene = render_scene(scene_seed(0, "val", i), SIZE)
         path.write_bytes(encode_png(scene["image"]))
     options = PredictOptions(output=str(place / "out"), only=only, overwrite=True)
-    model, lens_of = predict.open_model(run, options)
+    model, camera_of = predict.open_model(run, options)
     pathlib.Path(options.output).mkdir()
-    predict.predict_all(options, model, lens_of, inputs)  # traces the network
+    predict.predict_all(options, model, camera_of, inputs)  # traces the network
     times = {"predict": [], "files alone": []}
     for _ in range(rounds):
         started = time.perf_counter()
-        predict.predict_all(options, model, lens_of, inputs)
+        predict.predict_all(options, model, camera_of, inputs)
         times["predict"].append(time.perf_counter() - started)
         written = sorted(pathlib.Path(options.output).iterdir())
         times["files alone"].append(time_files(inputs, written))

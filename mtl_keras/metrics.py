@@ -79,7 +79,7 @@ class EvaluatedMeanIoU(keras.metrics.IoU):
         if sample_weight is not None:
             valid = ops.cast(ops.convert_to_tensor(sample_weight), "float32") > 0
             counts = ops.logical_and(counts, ops.reshape(valid, ops.shape(counts)))
-        return super().update_state(y_true, y_pred, ops.cast(counts, "int32"))
+        super().update_state(y_true, y_pred, ops.cast(counts, "int32"))
 
     def result(self) -> Tensor:
         # Keras adds an epsilon, which leaves a perfect prediction below 1.

@@ -1,4 +1,5 @@
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 from mtl_keras.cityscapes import LABEL_SETS
 from mtl_keras.errors import UserError
 from mtl_keras.model import build_network
-from mtl_keras.serving import saved_model
+from mtl_keras.serving import build_serving_model, export
+from mtl_keras.serving.export_directory import MANIFEST
 from mtl_keras.serving.predictions import write_predictions
 
 SIZE = (32, 64)
@@ -50,7 +52,7 @@ def images():
 
 def test_served_network_is_the_live_one(network, images, tmp_path):
     path = tmp_path / "saved_model"
-    saved_model.export_saved_model(network, path)
+    export(network, path)
     assert [child.name for child in tmp_path.iterdir()] == ["saved_model"]
     np.save(tmp_path / "images.npy", images)
     completed = subprocess.run(
@@ -91,20 +93,18 @@ def contents(directory):
 
 def test_export_replaces_an_export(tiny, tmp_path):
     path = tmp_path / "deep" / "saved_model"
-    saved_model.export_saved_model(tiny, path)
+    export(tiny, path)
     (path / "saved_model.pb").write_text("an older one")
-    saved_model.export_saved_model(tiny, path)
+    export(tiny, path)
     assert len((path / "saved_model.pb").read_bytes()) > 1000
     assert [child.name for child in path.parent.iterdir()] == ["saved_model"]
-    listed = json.loads((path / saved_model.MANIFEST).read_text(encoding="utf-8"))[
-        "files"
-    ]
+    listed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
     files = [p for p in contents(path) if (path / p).is_file()]
     assert sorted(listed) == sorted(map(str, files))
 
 
 def test_export_fills_an_empty_directory(tiny, tmp_path):
-    saved_model.export_saved_model(tiny, tmp_path)
+    export(tiny, tmp_path)
     assert (tmp_path / "saved_model.pb").exists()
 
 
@@ -126,7 +126,7 @@ def make_notes(path):
 
 def make_damaged_export(path):
     make_foreign_model(path)
-    (path / saved_model.MANIFEST).write_text("{")
+    (path / MANIFEST).write_text("{")
 
 
 def make_link(path):
@@ -159,19 +159,19 @@ def test_export_deletes_nothing_else(tiny, tmp_path, make, message):
     make(path)
     before = contents(tmp_path)
     with pytest.raises(UserError, match=message):
-        saved_model.export_saved_model(tiny, path)
+        export(tiny, path)
     assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "assets.extra/warmup", "variables/mine"])
 def test_export_deletes_no_file_that_was_added(tiny, tmp_path, name):
     path = tmp_path / "saved_model"
-    saved_model.export_saved_model(tiny, path)
+    export(tiny, path)
     (path / name).parent.mkdir(exist_ok=True)
     (path / name).write_text("mine")
     before = contents(tmp_path)
     with pytest.raises(UserError, match=f"also holds {name}"):
-        saved_model.export_saved_model(tiny, path)
+        export(tiny, path)
     assert contents(tmp_path) == before
 
 
@@ -179,7 +179,7 @@ def test_neighbours_of_an_export_are_left_alone(tiny, tmp_path):
     for name in ("saved_model.partial", "saved_model.old", "new", "old"):
         make_notes(tmp_path / name)
     before = contents(tmp_path)
-    saved_model.export_saved_model(tiny, tmp_path / "saved_model")
+    export(tiny, tmp_path / "saved_model")
     assert before.items() <= contents(tmp_path).items()
     shutil.rmtree(tmp_path / "saved_model")
     assert contents(tmp_path) == before
@@ -188,16 +188,16 @@ def test_neighbours_of_an_export_are_left_alone(tiny, tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left")])
 def test_nothing_is_left_of_a_failed_export(tiny, tmp_path, monkeypatch, error):
     path = tmp_path / "saved_model"
-    saved_model.export_saved_model(tiny, path)
+    export(tiny, path)
     before = contents(tmp_path)
 
     def fail(self, target, **_):
-        (target / "variables").mkdir(parents=True)
+        (pathlib.Path(target) / "variables").mkdir(parents=True)
         raise error
 
-    monkeypatch.setattr(keras.Model, "export", fail)
+    monkeypatch.setattr(type(keras.export.ExportArchive()), "write_out", fail)
     with pytest.raises((KeyboardInterrupt, UserError)) as raised:
-        saved_model.export_saved_model(tiny, path)
+        export(tiny, path)
     assert contents(tmp_path) == before
     if error is not KeyboardInterrupt:
         assert "cannot be written (No space left)" in str(raised.value)
@@ -207,7 +207,7 @@ def test_the_earlier_export_comes_back_if_the_new_one_cannot_be_placed(
     tiny, tmp_path, monkeypatch
 ):
     path = tmp_path / "saved_model"
-    saved_model.export_saved_model(tiny, path)
+    export(tiny, path)
     before = contents(tmp_path)
     rename = type(path).rename
 
@@ -218,14 +218,14 @@ def test_the_earlier_export_comes_back_if_the_new_one_cannot_be_placed(
 
     monkeypatch.setattr(type(path), "rename", fail)
     with pytest.raises(UserError, match="Permission denied"):
-        saved_model.export_saved_model(tiny, path)
+        export(tiny, path)
     assert contents(tmp_path) == before
 
 
 def test_export_below_a_file(tiny, tmp_path):
     make_file(tmp_path / "file")
     with pytest.raises(UserError, match="cannot be written"):
-        saved_model.export_saved_model(tiny, tmp_path / "file" / "saved_model")
+        export(tiny, tmp_path / "file" / "saved_model")
 
 
 @pytest.mark.parametrize("tasks", [("depth",), ("semantic", "instance")])
@@ -233,7 +233,7 @@ def test_serving_model_has_the_tasks_of_the_network(tasks, images):
     network = build_network(
         backbone="small", image_size=SIZE, num_classes=19, tasks=tasks
     )
-    model = saved_model.build_serving_model(network)
+    model = build_serving_model(network)
     outputs = model(images)
     assert set(outputs) == set(tasks)
     if "semantic" in tasks:

@@ -208,7 +208,9 @@ def test_missing_options_take_their_defaults(tmp_path):
     assert read_options(TrainOptions, path) == TrainOptions(epochs=3)
 
 
-@pytest.mark.parametrize("version", [{}, {"version": OPTIONS_VERSION + 1}])
+@pytest.mark.parametrize(
+    "version", [{}, {"version": 2}, {"version": OPTIONS_VERSION + 1}]
+)
 def test_runs_in_which_options_meant_something_else_are_refused(version, tmp_path):
     path = tmp_path / "options.json"
     path.write_text(json.dumps({**version, "epochs": 3}))

@@ -19,8 +19,7 @@ from mtl_keras.experiments.options import PredictOptions, TrainOptions, write_op
 from mtl_keras.figures.panel import draw_panel
 from mtl_keras.instances import encode_offsets
 from mtl_keras.model import build_network, build_small_network
-from mtl_keras.serving import answers, models, pictures, videos
-from mtl_keras.serving.saved_model import export_saved_model
+from mtl_keras.serving import ModelFacts, answers, export, models, pictures, videos
 from mtl_keras.streets import render_scene
 
 ROOT = Path(__file__).parents[1]
@@ -161,8 +160,8 @@ def outputs_of(ids, disparity):
 def test_objects_are_found_and_described():
     ids = np.zeros((40, 60), np.int32)
     ids[5:15, 4:14], ids[20:30, 30:50] = 1000 * CAR, 1000 * CAR + 1
-    lens = answers.Lens(focal=1000.0, baseline=0.2)
-    answer = answers.make_answer(outputs_of(ids, 5.0), (80, 120), lens=lens)
+    lens = answers.StereoCamera(focal=1000.0, baseline=0.2)
+    answer = answers.make_answer(outputs_of(ids, 5.0), (80, 120), camera=lens)
     assert [thing["class"] for thing in answer.objects] == ["car", "car"]
     first, second = answer.objects
     assert first["number"] == 1 and first["confidence"] == 1
@@ -192,16 +191,16 @@ def test_tasks_that_are_missing_are_left_out():
     answer = answers.make_answer({"depth": outputs["depth"]}, (16, 16))
     assert answer.classes is None and answer.instances is None
     np.testing.assert_array_equal(answer.disparity, np.full((16, 16), 6, "float32"))
-    files = answers.encode_answer(answer, ["_labelIds.png", "_disparity.png", ".json"])
-    assert set(files) == {"_disparity.png", ".json"}
-    assert json.loads(files[".json"]) == {"objects": []}
+    files = answers.encode_answer(answer, ["classes", "disparity", "json"])
+    assert set(files) == {"disparity", "json"}
+    assert json.loads(files["json"]) == {"objects": []}
     panel = draw_panel(np.zeros((16, 16, 3), np.uint8), *answer[:3], [])
     assert panel.shape[1] > 900  # input and depth
 
 
 def test_a_run_and_its_saved_model_answer_alike(network, street, tmp_path):
-    export_saved_model(network, tmp_path / "model")
-    own = models.serve_network(network, "run")
+    export(network, tmp_path / "model", facts=ModelFacts("train_ids"))
+    own = models.serve_network(network, "train_ids", "run")
     exported = models.load_saved_model(tmp_path / "model")
     assert own.image_size == exported.image_size == SIZE
     assert own.label_set == exported.label_set == "train_ids"
@@ -215,9 +214,10 @@ def test_a_run_and_its_saved_model_answer_alike(network, street, tmp_path):
 def test_other_models_are_refused(tmp_path):
     digits = build_small_network((8, 8))
     with pytest.raises(UserError, match="is not a model of street scenes"):
-        models.serve_network(digits, "runs/digits")
-    with pytest.raises(UserError, match="has 5 classes"):
-        models.serve_network(build_network("mtl", "small", SIZE, 5), "five")
+        models.serve_network(digits, "train_ids", "runs/digits")
+    export(build_network("mtl", "small", SIZE, 5), tmp_path / "five")
+    with pytest.raises(UserError, match="does not say what its classes are"):
+        models.load_saved_model(tmp_path / "five")
     (tmp_path / "saved_model.pb").write_bytes(b"x")
     with pytest.raises(UserError, match="cannot be served"):
         models.load_saved_model(tmp_path)
@@ -285,6 +285,9 @@ def test_nothing_is_overwritten_without_a_word(run, street, tmp_path, capsys):
         (("RUN", "x.png"), "There is no file x.png"),
         (("RUN", "x.png", "--camera", "5"), "is not a camera"),
         (("RUN", "x.png", "--only", "masks"), "'masks' is unknown; choose from"),
+        (("RUN", "x.png", "--method-options", "epz=1"), "--method-options: 'optics'"),
+        (("RUN", "x.png", "--method-options", "=1"), "'=1' does not set a number"),
+        (("RUN", "x.png", "--method-options", "eps=nan"), "does not set a number"),
     ],
 )
 def test_mistakes_are_explained(
@@ -296,12 +299,26 @@ def test_mistakes_are_explained(
     assert sentence in said and "Traceback" not in said
 
 
+def test_a_kind_that_the_model_lacks_is_not_promised(street, tmp_path, capsys):
+    network = build_network("mtl", "small", SIZE, 19, tasks=("depth",))
+    export(network, tmp_path / "model")
+    Image.fromarray(street).save(tmp_path / "a.png")
+    arguments = (tmp_path / "model", tmp_path / "a.png", "--output", tmp_path / "out")
+    assert call(*arguments, "--only", "instances,json") == 2
+    said = capsys.readouterr().err
+    assert "--only instances needs the task semantic" in said and "(depth)" in said
+    assert not (tmp_path / "out").exists()
+    assert call(*arguments) == 0  # what there is
+    names = {"a.json", "a.png", "a_disparity.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+
 def test_distances_need_a_camera(run):
     options = parse_options(PredictOptions, ["--camera", "1000,0.2"])
-    _, lens_of = predict.open_model(run, options)
-    assert lens_of(np.zeros((8, 8, 3))) == answers.Lens(1000.0, 0.2)
-    _, lens_of = predict.open_model(run, PredictOptions())
-    assert lens_of(np.zeros((1024, 2048, 3))) is None  # a run on rendered scenes
+    _, camera_of = predict.open_model(run, options)
+    assert camera_of(np.zeros((8, 8, 3))) == answers.StereoCamera(1000.0, 0.2)
+    _, camera_of = predict.open_model(run, PredictOptions())
+    assert camera_of(np.zeros((1024, 2048, 3))) is None  # a run on rendered scenes
 
 
 def test_a_video_becomes_a_video(run, tmp_path, capsys):

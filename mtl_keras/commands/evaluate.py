@@ -48,7 +48,11 @@ def compare(options: EvaluateOptions) -> None:
     from mtl_keras.figures.tables import plot_bars, plot_sweep, plot_trajectories
 
     single = dataclasses.replace(
-        EvaluateOptions(), run=options.run, table=options.table, sweep=options.sweep
+        EvaluateOptions(),
+        run=options.run,
+        table=options.table,
+        sweep=options.sweep,
+        verbose=options.verbose,
     )
     for flag in differing_options(single, options):
         raise UserError(f"{flag} is about a single run; leave it out.")

@@ -23,10 +23,11 @@ from mtl_keras.cityscapes import CAMERA, IMAGE_SIZE
 from mtl_keras.commands.console import start_tensorflow
 from mtl_keras.errors import UserError
 from mtl_keras.experiments.arguments import parse_options
+from mtl_keras.experiments.kinds import KINDS
 from mtl_keras.experiments.options import (
-    ENDINGS,
     PredictOptions,
     TrainOptions,
+    check_clustering,
     read_options,
 )
 from mtl_keras.workers import count_cores
@@ -34,25 +35,18 @@ from mtl_keras.workers import count_cores
 if TYPE_CHECKING:  # what takes seconds to import waits until the options are read
     import numpy as np
 
-    from mtl_keras.serving.answers import Answer, Lens
+    from mtl_keras.serving.answers import Answer, StereoCamera
     from mtl_keras.serving.models import ServedModel
     from mtl_keras.serving.videos import Video
 
 DEFAULT_MODEL = "runs/demo"
-# What each kind of file is made from.
-TASKS_OF_KINDS = {
-    "picture": {"semantic", "instance", "depth"},
-    "classes": {"semantic"},
-    "instances": {"semantic", "instance"},
-    "disparity": {"depth"},
-    "json": {"semantic", "instance", "depth"},
-}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Predicts the pictures that the command line names."""
     options = parse_options(PredictOptions, argv, positional=("inputs",))
     model_path, names = split_inputs(options.inputs)
+    check_clustering(options.method, options.method_options)
     start_tensorflow(options.verbose)
     predict(options, model_path, names)
 
@@ -90,12 +84,13 @@ def predict(
     directory = pathlib.Path(options.output)
     is_video = {path: path.suffix.lower() in videos.SUFFIXES for path in paths}
     check_output(directory, is_video, options)
-    model, lens_of = open_model(model_path, options)
+    model, camera_of = open_model(model_path, options)
+    check_tasks(model, options.only)
     directory.mkdir(parents=True, exist_ok=True)
     num_written = 0
     if pictures := [path for path in paths if not is_video[path]]:
         started = time.perf_counter()
-        num_written = predict_all(options, model, lens_of, pictures)
+        num_written = predict_all(options, model, camera_of, pictures)
         rate = num_written / (time.perf_counter() - started)
         print(
             f"{num_written} of {len(pictures)} pictures are in {directory}; "
@@ -103,7 +98,7 @@ def predict(
         )
     for path in [path for path in paths if is_video[path]]:
         try:
-            predict_video(options, model, lens_of, videos.Video(path))
+            predict_video(options, model, camera_of, videos.Video(path))
             num_written += 1
         except UserError as error:
             print(f"left out: {error}", file=sys.stderr)
@@ -114,7 +109,7 @@ def predict(
 def predict_all(
     options: PredictOptions,
     model: ServedModel,
-    lens_of: Callable[[np.ndarray], Lens | None],
+    camera_of: Callable[[np.ndarray], StereoCamera | None],
     paths: Sequence[pathlib.Path],
 ) -> int:
     """Reads, predicts and writes, all three at the same time.
@@ -139,8 +134,8 @@ def predict_all(
             num_written += len(batch)
             all_outputs = model.predict([picture for _, picture in batch])
             for (path, picture), outputs in zip(batch, all_outputs):
-                job = (path, picture, outputs, model.label_set, lens_of(picture))
-                writing.append(pool.submit(answer, options, *job))
+                job = (path, picture, outputs, model.label_set, camera_of(picture))
+                writing.append(pool.submit(write_answer, options, *job))
             while len(writing) > 2 * options.batch_size:
                 writing.popleft().result()
                 bar.update()
@@ -153,7 +148,7 @@ def predict_all(
 def predict_video(
     options: PredictOptions,
     model: ServedModel,
-    lens_of: Callable[[np.ndarray], Lens | None],
+    camera_of: Callable[[np.ndarray], StereoCamera | None],
     video: Video,
 ) -> None:
     """Writes a video of the pictures to look at, at the rate of the given one."""
@@ -170,9 +165,9 @@ def predict_video(
             frames = iter(video)
             while batch := [*itertools.islice(frames, options.batch_size)]:
                 all_outputs = model.predict(batch)
-                lenses = map(lens_of, batch)
-                show = functools.partial(look, options, label_set=model.label_set)
-                yield from pool.map(show, batch, all_outputs, lenses)
+                cameras = map(camera_of, batch)
+                draw = functools.partial(draw_frame, options, label_set=model.label_set)
+                yield from pool.map(draw, batch, all_outputs, cameras)
                 bar.update(len(batch))
 
         target = pathlib.Path(options.output) / f"{video.path.stem}.mp4"
@@ -180,24 +175,24 @@ def predict_video(
     print(f"{target} is written.")
 
 
-def look(
+def draw_frame(
     options: PredictOptions,
     picture: np.ndarray,
     outputs: dict[str, np.ndarray],
-    lens: Lens | None,
+    camera: StereoCamera | None,
     label_set: str,
 ) -> np.ndarray:
     """A frame of the video, `(h, w, 3)` uint8 RGB."""
     from mtl_keras.figures.panel import draw_panel
 
-    found = decide(options, picture, outputs, label_set, lens)
+    found = make_answer_for(options, picture, outputs, label_set, camera)
     return draw_panel(picture, *found[:3], found.objects, all_classes=True)
 
 
 def open_model(
     path: pathlib.Path, options: PredictOptions
-) -> tuple[ServedModel, Callable[[np.ndarray], Lens | None]]:
-    """The model, and a function from a picture to the lens it was taken with.
+) -> tuple[ServedModel, Callable[[np.ndarray], StereoCamera | None]]:
+    """The model, and a function from a picture to the camera it was taken with.
 
     That is `--camera`'s; or, if the model was trained on a tree of Cityscapes, that of
     Cityscapes for pictures of its size; or not known.
@@ -205,7 +200,7 @@ def open_model(
     from mtl_keras.experiments import runs, setup
     from mtl_keras.experiments.problems import open_problem
     from mtl_keras.serving import models
-    from mtl_keras.serving.answers import Lens
+    from mtl_keras.serving.answers import StereoCamera
 
     is_of_cityscapes = False
     if (path / "options.json").is_file():
@@ -213,30 +208,43 @@ def open_model(
         is_of_cityscapes = bool(trained.data)
         trainer = setup.build_trainer(open_problem(trained))
         runs.restore_best(trainer, path)
-        model = models.serve_network(trainer.network, str(path))
+        model = models.serve_network(trainer.network, trained.label_set, str(path))
     else:
         model = models.load_saved_model(path)
 
-    def lens_of(picture):
+    def camera_of(picture):
         if options.camera:
-            return Lens(*options.camera)
+            return StereoCamera(*options.camera)
         if is_of_cityscapes and picture.shape[:2] == IMAGE_SIZE:
-            return Lens(CAMERA.fx, CAMERA.baseline)
+            return StereoCamera(CAMERA.fx, CAMERA.baseline)
         return None
 
-    return model, lens_of
+    return model, camera_of
+
+
+def check_tasks(model: ServedModel, kinds: Sequence[str]) -> None:
+    """Raises `UserError` for kinds of files that the model lacks the tasks for."""
+    for kind in kinds:
+        for task in KINDS[kind].needs:
+            if task not in model.tasks:
+                raise UserError(
+                    f"--only {kind} needs the task {task}, which {model.source} does "
+                    f"not have ({', '.join(model.tasks)})."
+                )
 
 
 def check_output(
     directory: pathlib.Path, is_video: dict[pathlib.Path, bool], options: PredictOptions
 ) -> None:
-    """Raises `UserError` if something would be overwritten without `--overwrite`, or
-    if only other files than a video are asked for of one."""
+    """Raises `UserError` if something would be overwritten without `--overwrite`, if
+    an input would be, or if `--only` leaves out the pictures that a video is made of.
+    """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is not a directory; choose another --output.")
-    endings = [ENDINGS[kind] for kind in options.only or ENDINGS]
+    kinds = options.only or tuple(KINDS)
+    endings = [KINDS[kind].ending for kind in kinds]
     for path in is_video:
-        if is_video[path] and ENDINGS["picture"] not in endings:
+        if is_video[path] and "picture" not in kinds:
             raise UserError(f"{path} becomes a video; --only has to name picture.")
         for ending in [".mp4"] if is_video[path] else endings:
             target = directory / f"{path.stem}{ending}"
@@ -273,54 +281,56 @@ def read_batches(
         current = following
 
 
-def answer(
+def write_answer(
     options: PredictOptions,
     path: pathlib.Path,
     picture: np.ndarray,
     outputs: dict[str, np.ndarray],
     label_set: str,
-    lens: Lens | None,
+    camera: StereoCamera | None,
 ) -> None:
     """Turns the outputs for a picture into its files, and writes them."""
     from mtl_keras.figures.panel import draw_panel
     from mtl_keras.png import encode_png
     from mtl_keras.serving import answers
 
-    kinds = options.only or tuple(ENDINGS)
-    found = decide(options, picture, outputs, label_set, lens)
+    kinds = options.only or tuple(KINDS)
+    found = make_answer_for(options, picture, outputs, label_set, camera)
     files = answers.encode_answer(
         found,
-        [ENDINGS[kind] for kind in kinds],
+        kinds,
         picture=str(path),
         height=picture.shape[0],
         width=picture.shape[1],
-        camera=lens and lens._asdict(),
+        camera=camera and camera._asdict(),
     )
     if "picture" in kinds:
         panel = draw_panel(
             picture, found.classes, found.instances, found.disparity, found.objects
         )
-        files[ENDINGS["picture"]] = encode_png(panel)
-    answers.write_files(pathlib.Path(options.output), path.stem, files)
+        files["picture"] = encode_png(panel)
+    answers.write_files(
+        pathlib.Path(options.output),
+        {f"{path.stem}{KINDS[kind].ending}": files[kind] for kind in files},
+    )
 
 
-def decide(
+def make_answer_for(
     options: PredictOptions,
     picture: np.ndarray,
     outputs: dict[str, np.ndarray],
     label_set: str,
-    lens: Lens | None,
+    camera: StereoCamera | None,
 ) -> Answer:
-    """What the outputs say of a picture, as far as its files need it."""
+    """What the outputs say about a picture, as far as its files need it."""
     from mtl_keras.serving import answers
 
-    kinds = options.only or tuple(ENDINGS)
-    needed = set().union(*(TASKS_OF_KINDS[kind] for kind in kinds))
+    needed = set().union(*(KINDS[kind].tasks for kind in options.only or KINDS))
     return answers.make_answer(
         {task: values for task, values in outputs.items() if task in needed},
         picture.shape[:2],
         label_set,
-        lens,
+        camera,
         method=options.method,
         left_over=options.left_over,
         **options.method_options,

@@ -17,11 +17,17 @@ from typing import TYPE_CHECKING
 
 from mtl_keras.commands.console import start_tensorflow
 from mtl_keras.errors import BusyError, DivergenceError, UserError
-from mtl_keras.experiments.options import TrainOptions
+from mtl_keras.experiments.kinds import EXPORTS
+from mtl_keras.experiments.options import (
+    STARTING_OPTIONS,
+    TrainOptions,
+    differing_options,
+)
 from mtl_keras.experiments.tables import plan_runs
 
 if TYPE_CHECKING:  # what takes seconds to import waits until the options are read
     from mtl_keras.experiments.problems import Problem
+    from mtl_keras.serving import ModelFacts
     from mtl_keras.training import MultiTaskTrainer
 
 
@@ -92,7 +98,7 @@ def train(options: TrainOptions, export: bool = True) -> None:
         draw_history(options, directory)
         runs.write_result(directory)
         if export:
-            export_best(trainer, directory)
+            export_best(trainer, problem, directory)
 
 
 def fit(
@@ -144,13 +150,34 @@ def draw_history(options: TrainOptions, directory: pathlib.Path) -> None:
     plot_weights(history, options.tasks, figures / "weights.png")
 
 
-def export_best(trainer: MultiTaskTrainer, directory: pathlib.Path) -> None:
-    """Exports the best checkpoint, unless that has been done."""
-    from mtl_keras.experiments.runs import restore_best
-    from mtl_keras.serving.saved_model import export_saved_model
+def export_best(
+    trainer: MultiTaskTrainer, problem: Problem, directory: pathlib.Path
+) -> None:
+    """Exports the best checkpoint to the formats that it is not exported to yet."""
+    from mtl_keras.experiments import runs
+    from mtl_keras.serving import export
 
-    restore_best(trainer, directory)
-    if not (directory / "saved_model").exists():
-        print("Exporting the best checkpoint.")
-        export_saved_model(trainer.network, directory / "saved_model")
+    runs.restore_best(trainer, directory)
+    for format in problem.options.export:
+        path = directory / EXPORTS[format]
+        if not path.exists():
+            print(f"Exporting the best checkpoint to {path}.")
+            export(trainer.network, path, format, describe_best(problem, directory))
     print(f"{directory} is complete; now: python evaluate.py {directory}")
+
+
+def describe_best(problem: Problem, directory: pathlib.Path) -> ModelFacts:
+    """What the model card says about the best checkpoint of a run."""
+    from mtl_keras.experiments.runs import find_best_scores
+    from mtl_keras.serving import ModelFacts
+
+    options = problem.options
+    changed = differing_options(TrainOptions(), options, ignored=STARTING_OPTIONS)
+    return ModelFacts(
+        label_set=options.label_set if options.dataset == "scenes" else None,
+        class_names=problem.class_names,
+        training_data=f"the split train of {problem.name}",
+        settings={flag: value for flag, (_, value) in changed.items()},
+        scores=find_best_scores(directory, options.tasks),
+        scored_on=f"the split val of {problem.name}, which chose this checkpoint",
+    )

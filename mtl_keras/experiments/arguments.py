@@ -178,9 +178,11 @@ def parse_numbers(text: str) -> dict[str, Any]:
         try:
             number = float(value)
         except ValueError:
+            number = float("nan")
+        if not name or number != number:
             raise argparse.ArgumentTypeError(
                 f"{pair!r} does not set a number: write NAME=NUMBER,NAME=NUMBER"
-            ) from None
+            )
         numbers[name] = int(number) if number.is_integer() else number
     return numbers
 

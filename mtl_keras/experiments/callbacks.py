@@ -10,7 +10,7 @@ import keras
 from tqdm import tqdm
 
 from mtl_keras.errors import DivergenceError
-from mtl_keras.experiments.runs import finished_epochs, read_history
+from mtl_keras.experiments.runs import find_best, finished_epochs, read_history
 from mtl_keras.experiments.schedules import PLATEAU, ResumablePlateau
 from mtl_keras.tasks import METRICS, TASKS, best_metric, main_metric
 
@@ -85,7 +85,7 @@ def make_callbacks(
             mode=mode,
             save_best_only=True,
             save_weights_only=True,
-            initial_value_threshold=_best_so_far(directory, monitor, mode),
+            initial_value_threshold=find_best(directory, tasks).get(monitor),
         ),
         keras.callbacks.CSVLogger(directory / "history.csv", append=True),
         keras.callbacks.TensorBoard(directory / "tensorboard", write_graph=False),
@@ -96,13 +96,6 @@ def make_callbacks(
             delete_checkpoint=False,
         ),
     ]
-
-
-def _best_so_far(directory, monitor, mode):
-    values = [row[monitor] for row in read_history(directory) if monitor in row]
-    if not values:
-        return None
-    return max(values) if mode == "max" else min(values)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ class ConstantPredictor:
         num_classes: int. Channels of the tasks with classes.
     """
 
-    def __init__(self, constants: Mapping[str, np.ndarray], num_classes: int) -> None:
+    def __init__(self, constants: Mapping[str, Any], num_classes: int) -> None:
         self.constants = constants
         self.num_classes = num_classes
 
@@ -27,7 +27,8 @@ class ConstantPredictor:
     def fit(cls, batches: Iterable[tuple], num_classes: int) -> "ConstantPredictor":
         """Finds the constants of a data set of `(images, targets, masks)`.
 
-        Only valid elements count. Medians are rounded as Cityscapes codes disparity,
+        Only valid elements count, except in a median image, whose targets are valid
+        everywhere. Medians are rounded as Cityscapes codes disparity,
         to 1/256.
         """
         gathered: dict[str, Any] = {}

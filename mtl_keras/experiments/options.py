@@ -11,6 +11,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mtl_keras.architectures import ARCHITECTURES, BACKBONES, DECODERS
 from mtl_keras.cityscapes import LABEL_SETS
 from mtl_keras.errors import UserError
@@ -32,19 +34,20 @@ from mtl_keras.experiments.arguments import (
     parse_tasks,
     parse_weights,
 )
+from mtl_keras.experiments.kinds import EXPORTS, KINDS
 from mtl_keras.experiments.recipes import DATASETS, TABLES
 from mtl_keras.instances.clustering import METHODS
-from mtl_keras.instances.decoding import LEFT_OVER, OBJECT_CLASSES
+from mtl_keras.instances.decoding import LEFT_OVER, OBJECT_CLASSES, cluster_offsets
 from mtl_keras.likelihoods import LIKELIHOODS
 from mtl_keras.tasks import TASKS, tasks_of
 
-# Runs of version 1 have half the instance loss, and sigmas stored by position.
-OPTIONS_VERSION = 2
-
+# Runs of version 1 have half the instance loss, and sigmas stored by position; those of
+# version 2 have other names of label sets and of what the constant predictor says.
+OPTIONS_VERSION = 3
 
 VERBOSE = "also show what TensorFlow and other libraries log"
 # How a run is started, not what it is.
-STARTING_OPTIONS = ("output", "resume", "data_dir", "verbose")
+STARTING_OPTIONS = ("output", "resume", "data_dir", "verbose", "export")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +169,12 @@ class TrainOptions:
     pretrained: bool = option(
         False, "start from the ImageNet weights of keras.applications"
     )
+    export: tuple = option(
+        ("tf_saved_model",),
+        "formats to export the best checkpoint to, of "
+        f"{', '.join(EXPORTS)} (rows of tables are not exported)",
+        parse_kinds(EXPORTS),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,16 +270,6 @@ class EvaluateOptions:
     verbose: bool = option(False, VERBOSE)
 
 
-# The kinds of files that are written for a picture, and how their names end.
-ENDINGS = {
-    "picture": ".png",
-    "classes": "_labelIds.png",
-    "instances": "_instanceIds.png",
-    "disparity": "_disparity.png",
-    "json": ".json",
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class PredictOptions:
     """Predict pictures: classes, objects and depth, each at the picture's own size."""
@@ -284,8 +283,9 @@ class PredictOptions:
     output: str = option("predictions", "directory for the files", parse_path)
     only: tuple = option(
         (),
-        f"kinds of files to write, of {', '.join(ENDINGS)} (default: all)",
-        parse_kinds(ENDINGS),
+        f"kinds of files to write, of {', '.join(KINDS)} (default: all that the "
+        "model has the tasks for)",
+        parse_kinds(KINDS),
     )
     camera: tuple = option(
         (),
@@ -311,6 +311,15 @@ class PredictOptions:
     batch_size: int = option(8, "pictures at a time", parse_positive(int))
     overwrite: bool = option(False, "replace files of earlier predictions")
     verbose: bool = option(False, VERBOSE)
+
+
+def check_clustering(method: str, method_options: Mapping[str, Any]) -> None:
+    """Raises `UserError` for options that a method of clustering does not take."""
+    nothing = np.zeros((1, 1, 2)), np.zeros((1, 1), bool)
+    try:
+        cluster_offsets(*nothing, method, **method_options)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"--method-options: {error}") from error
 
 
 def override(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

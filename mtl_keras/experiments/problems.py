@@ -7,7 +7,7 @@ when they are first asked for: a network can be built without them.
 
 import abc
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -36,13 +36,16 @@ class Problem(abc.ABC):
     Args:
         options: `TrainOptions`.
         name: str, what the data are called in titles.
-        num_classes: int.
+        class_names: sequence of str, by class index.
     """
 
-    def __init__(self, options: TrainOptions, name: str, num_classes: int) -> None:
+    def __init__(
+        self, options: TrainOptions, name: str, class_names: Sequence[str]
+    ) -> None:
         self.options = options
         self.name = name
-        self.num_classes = num_classes
+        self.class_names = tuple(class_names)
+        self.num_classes = len(self.class_names)
 
     def make_losses(self) -> dict[str, keras.losses.Loss]:
         """`{task: keras.losses.Loss}` of the tasks that are trained."""
@@ -98,8 +101,8 @@ class Scenes(Problem):
     """Street scenes: semantics, votes for instance centres, depth."""
 
     def __init__(self, options: TrainOptions) -> None:
-        num_classes = len(labels_of(options.label_set))
-        super().__init__(options, options.data or "streets", num_classes)
+        class_names = [label.name for label in labels_of(options.label_set)]
+        super().__init__(options, options.data or "streets", class_names)
 
     @functools.cached_property
     def builder(self) -> tfds.core.DatasetBuilder:
@@ -165,8 +168,8 @@ class SmallImages(Problem):
     """Small grey images: their class, and themselves through a narrow code."""
 
     def __init__(self, options: TrainOptions) -> None:
-        self.class_names = small_images.CLASS_NAMES[options.dataset]
-        super().__init__(options, options.dataset, len(self.class_names))
+        class_names = small_images.CLASS_NAMES[options.dataset]
+        super().__init__(options, options.dataset, class_names)
 
     @functools.cached_property
     def splits(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:

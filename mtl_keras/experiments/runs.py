@@ -7,7 +7,8 @@ history.csv      losses, metrics, sigmas and weights by epoch
 tensorboard/     the same for TensorBoard
 constant.json    the constant predictor of the training split, and its scores
 lock             held by the process that trains
-figures/  saved_model/  metrics.json  table.md
+saved_model/     exports, one directory a format: onnx/, litert/, litert_float16/
+figures/  metrics.json  table.md
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import csv
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import filelock
 import h5py
@@ -28,6 +29,7 @@ from mtl_keras.experiments.options import (
     read_options,
     write_options,
 )
+from mtl_keras.tasks import METRICS, best_metric
 from mtl_keras.training import MultiTaskTrainer
 
 
@@ -156,9 +158,30 @@ def read_history(directory: pathlib.Path) -> list[dict[str, float]]:
         ]
 
 
+def find_best(directory: pathlib.Path, tasks: Sequence[str]) -> dict[str, float]:
+    """The row of `history.csv` whose weights `best.weights.h5` holds, the first of
+    equally good ones; empty if there is none yet.
+
+    Args:
+        directory: that of the run.
+        tasks: those that are trained.
+    """
+    best = best_metric(tasks)
+    sign = 1 if METRICS[best].higher_is_better else -1
+    rows = [row for row in read_history(directory) if f"val_{best}" in row]
+    return max(rows, key=lambda row: sign * row[f"val_{best}"], default={})
+
+
+def find_best_scores(directory: pathlib.Path, tasks: Sequence[str]) -> dict[str, float]:
+    """The scores of `best.weights.h5` on the validation split, by key of `METRICS`."""
+    row = find_best(directory, tasks)
+    return {key: row[f"val_{key}"] for key in METRICS if f"val_{key}" in row}
+
+
 def write_result(directory: pathlib.Path) -> None:
-    """Keeps the last scores on the validation split, what came of the run, and no
-    second copy of the last checkpoint, which no crash can damage any more."""
+    """Keeps the last scores on the validation split, which are what came of the run,
+    and removes the second copy of the last checkpoint: no crash can damage the first
+    any more."""
     *_, last = read_history(directory)
     scores = {
         key.removeprefix("val_"): value

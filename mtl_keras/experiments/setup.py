@@ -6,12 +6,16 @@ import keras
 import numpy as np
 
 from mtl_keras.errors import UserError
-from mtl_keras.experiments.options import EvaluateOptions, TrainOptions
+from mtl_keras.experiments.options import (
+    EvaluateOptions,
+    TrainOptions,
+    check_clustering,
+)
 from mtl_keras.experiments.problems import Problem
 from mtl_keras.experiments.recipes import DATASETS
 from mtl_keras.experiments.schedules import build_schedule
-from mtl_keras.instances import cluster_offsets
 from mtl_keras.optimizers import FusedAdam
+from mtl_keras.serving.formats import check_format
 from mtl_keras.tasks import tasks_of
 from mtl_keras.training import MultiTaskTrainer
 from mtl_keras.weighting import FixedWeighting, UncertaintyWeighting
@@ -35,6 +39,8 @@ def check_options(options: TrainOptions) -> None:
         raise UserError(
             "--decoder direct is a form of the mtl architecture, not of kendall."
         )
+    for format in options.export:
+        check_format(format)
     build_weighting(options)
 
 
@@ -59,11 +65,7 @@ def check_evaluation(options: EvaluateOptions, trained: TrainOptions) -> None:
                 )
     if options.instances:
         _check_objects(trained.tasks, options.object_classes)
-        nothing = np.zeros((1, 1, 2)), np.zeros((1, 1), bool)
-        try:
-            cluster_offsets(*nothing, options.method, **options.method_options)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"--method-options: {error}") from error
+        check_clustering(options.method, options.method_options)
 
 
 def _check_objects(tasks, object_classes):

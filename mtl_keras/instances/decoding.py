@@ -215,15 +215,24 @@ def choose_classes(
     Returns:
         Label ids of things, else 0, uint8; and the predicted probability of that
         class; each `(batch, H, W)`.
+
+    Raises:
+        ValueError: for the predicted classes without logits.
     """
+    if logits is None and object_classes != "true":
+        raise ValueError(
+            "Without logits there are no predicted classes; object_classes must be "
+            f"'true'. Received: {object_classes!r}"
+        )
     if logits is not None:
         logits = np.asarray(logits, np.float32)
         probabilities = np.exp(logits - logits.max(axis=-1, keepdims=True))
         probabilities /= probabilities.sum(axis=-1, keepdims=True)
-    if logits is None or object_classes == "true":
+    if object_classes == "true":
         classes = keep_things(instance_ids // FIRST_INSTANCE_ID)
         index = np.maximum(class_index_table(label_set)[classes], 0)
     else:
+        assert logits is not None
         index = logits.argmax(axis=-1)
         classes = keep_things(label_id_table(label_set)[index])
     classes = classes.astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What a network says of a picture, at the picture's own size.
+"""What a network says about a picture, at the picture's own size.
 
 Networks see pictures at one size. Probabilities, objects and disparity are enlarged
 from there, and classes are decided after that: their borders are then as smooth as the
@@ -26,7 +26,7 @@ from mtl_keras.instances.offsets import keep_things
 from mtl_keras.png import encode_png
 
 
-class Lens(NamedTuple):
+class StereoCamera(NamedTuple):
     """What it takes to turn disparity into distance.
 
     Attributes:
@@ -39,7 +39,7 @@ class Lens(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a network says of a picture of `H` x `W` pixels; `None` for tasks that it
+    """What a network says about a picture of `H` x `W` pixels; `None` for tasks that it
     does not have.
 
     Attributes:
@@ -49,7 +49,7 @@ class Answer(NamedTuple):
         objects: a dict for each object: `number` in `instances`, `class`, `label_id`,
             `confidence` in 0..1, `pixels`, `box` (left, top, right, bottom; the last
             two exclusive), `centre` (x, y) of its pixels, and, with depth,
-            `median_disparity` in pixels and, with a `Lens`, `distance_m`.
+            `median_disparity` in pixels and, with a `StereoCamera`, `distance_m`.
     """
 
     classes: np.ndarray | None
@@ -62,7 +62,7 @@ def make_answer(
     outputs: Mapping[str, np.ndarray],
     size: Size,
     label_set: str = "train_ids",
-    lens: Lens | None = None,
+    camera: StereoCamera | None = None,
     **clustering: Any,
 ) -> Answer:
     """Enlarges the outputs for one picture and finds its objects.
@@ -73,7 +73,7 @@ def make_answer(
             `depth` `(h, w, 1)`. Other tasks are passed over.
         size: `(height, width)` of the picture.
         label_set: str, a key of `cityscapes.LABEL_SETS`.
-        lens: optional, for distances.
+        camera: optional, for distances.
         **clustering: as for `instances.cluster_offsets`.
     """
     height, width = size
@@ -90,7 +90,7 @@ def make_answer(
         disparity = large * np.float32(width / small.shape[1])
     if classes is not None and "instance" in outputs:
         small, found = _find_objects(outputs, label_set, clustering)
-        instances, objects = _place_objects(small, found, classes, disparity, lens)
+        instances, objects = _place_objects(small, found, classes, disparity, camera)
     return Answer(classes, instances, disparity, objects)
 
 
@@ -123,7 +123,7 @@ def _find_objects(outputs, label_set, clustering):
     return decode_objects(outputs["instance"], things, sure, **clustering)
 
 
-def _place_objects(small, found, classes, disparity, lens):
+def _place_objects(small, found, classes, disparity, camera):
     """The objects in the picture: their pixels are those that are nearest to pixels of
     theirs in `small` and have their class. An object without a pixel is left out."""
     height, width = classes.shape
@@ -152,8 +152,8 @@ def _place_objects(small, found, classes, disparity, lens):
         if disparity is not None:
             median = float(np.median(disparity[window][inside]))
             thing["median_disparity"] = round(median, 4)
-            if lens is not None:
-                thing["distance_m"] = _distance(median, lens)
+            if camera is not None:
+                thing["distance_m"] = _distance(median, camera)
         objects.append(thing)
     return instances, objects
 
@@ -168,38 +168,38 @@ def _window_of(mask, size):
     )
 
 
-def _distance(disparity, lens):
+def _distance(disparity, camera):
     """Metres, or `None` where the disparity is too small to tell."""
     if disparity <= 0.1:
         return None
-    return round(lens.focal * lens.baseline / disparity, 2)
+    return round(camera.focal * camera.baseline / disparity, 2)
 
 
 def encode_answer(
-    answer: Answer, endings: Sequence[str], **facts: Any
+    answer: Answer, kinds: Sequence[str], **facts: Any
 ) -> dict[str, bytes]:
-    """The files of an answer, `{ending: bytes}`.
+    """The files of an answer, `{kind: bytes}`, but for the picture to look at.
 
-    `_labelIds.png` holds label ids (8 bit); `_instanceIds.png` `label id * 1000 +
-    number` for objects, numbered by class from 0, and the label id elsewhere (16 bit);
-    `_disparity.png` `256 * d + 1` with d in pixels of the picture (16 bit); `.json` the
+    `classes` is a PNG of label ids (8 bit); `instances` of `label id * 1000 + number`
+    for objects, numbered by class from 0, and of the label id elsewhere (16 bit);
+    `disparity` of `256 * d + 1` with d in pixels of the picture (16 bit); `json` the
     objects and whatever else is given. What the network does not say has no file.
 
     Args:
         answer: `Answer`.
-        endings: of the files that are wanted.
+        kinds: of the files that are wanted.
         **facts: added to the JSON.
     """
     files = {}
-    if "_labelIds.png" in endings and answer.classes is not None:
-        files["_labelIds.png"] = encode_png(answer.classes)
-    if "_instanceIds.png" in endings and answer.instances is not None:
-        files["_instanceIds.png"] = encode_png(encode_instances(answer))
-    if "_disparity.png" in endings and answer.disparity is not None:
-        files["_disparity.png"] = encode_png(encode_disparity(answer.disparity))
-    if ".json" in endings:
+    if "classes" in kinds and answer.classes is not None:
+        files["classes"] = encode_png(answer.classes)
+    if "instances" in kinds and answer.instances is not None:
+        files["instances"] = encode_png(encode_instances(answer))
+    if "disparity" in kinds and answer.disparity is not None:
+        files["disparity"] = encode_png(encode_disparity(answer.disparity))
+    if "json" in kinds:
         listed = {**facts, "objects": answer.objects}
-        files[".json"] = (json.dumps(listed, indent=2) + "\n").encode()
+        files["json"] = (json.dumps(listed, indent=2) + "\n").encode()
     return files
 
 
@@ -218,10 +218,10 @@ def encode_instances(answer: Answer) -> np.ndarray:
     return ids
 
 
-def write_files(directory: pathlib.Path, stem: str, files: Mapping[str, bytes]) -> None:
-    """Writes the files of an answer; each appears when it is complete."""
-    for ending, content in files.items():
-        path = directory / f"{stem}{ending}"
+def write_files(directory: pathlib.Path, files: Mapping[str, bytes]) -> None:
+    """Writes files by name into a directory; each appears when it is complete."""
+    for name, content in files.items():
+        path = directory / name
         unfinished = path.with_name(f".{path.name}.part")
         try:
             unfinished.write_bytes(content)

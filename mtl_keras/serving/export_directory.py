@@ -1,0 +1,104 @@
+"""Directories of exports: written whole, and replaced only by one of their kind."""
+
+import contextlib
+import json
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from mtl_keras.errors import UserError
+
+# Lists the files of an export, so that no other is ever removed with it, and says what
+# a file of another program could not.
+MANIFEST = "mtl_keras_export.json"
+
+
+@contextlib.contextmanager
+def replace_export(path: pathlib.Path, **facts: Any) -> Iterator[pathlib.Path]:
+    """A directory to write an export to, which then takes the place of an earlier one.
+
+    Args:
+        path: where it appears when it is complete.
+        **facts: also kept in the manifest.
+
+    Raises:
+        UserError: if `path` holds anything but an earlier export, or cannot be
+            written.
+    """
+    path = path.absolute()
+    check_replaceable(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{path.name}-", dir=path.parent
+        ) as directory:
+            new, old = pathlib.Path(directory) / "new", pathlib.Path(directory) / "old"
+            new.mkdir()
+            yield new
+            files = [*_list_files(new), MANIFEST]
+            (new / MANIFEST).write_text(
+                json.dumps({"files": files, **facts}), encoding="utf-8"
+            )
+            check_replaceable(path)  # again: the export took a while
+            if path.exists():
+                path.rename(old)
+            try:
+                new.rename(path)
+            except BaseException:
+                if old.exists():
+                    old.rename(path)
+                raise
+    except OSError as error:
+        raise _not_written(path, error.strerror or error) from error
+
+
+def _not_written(path, reason):
+    return UserError(
+        f"{path} cannot be written ({reason}); export to a directory that you may "
+        "write to, with room for it."
+    )
+
+
+def read_manifest(path: pathlib.Path) -> dict[str, Any]:
+    """What an export says about itself; empty if it is none of this package."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        return manifest if {*manifest["files"]} else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def check_replaceable(path: pathlib.Path) -> None:
+    """Raises `UserError` if a path is there and neither an earlier export nor empty."""
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        what = "a link" if path.is_symlink() else "a file"
+        raise UserError(f"{path} is {what}, which is not replaced; export elsewhere.")
+    if not path.exists() or not any(path.iterdir()):
+        return
+    versions = [int(child.name) for child in path.iterdir() if child.name.isdecimal()]
+    if versions:
+        raise UserError(
+            f"{path} holds versions of a model, which are not replaced; export to "
+            f"{path / str(max(versions) + 1)}."
+        )
+    manifest = read_manifest(path)
+    if not manifest:
+        raise UserError(
+            f"{path} is there and no export of this package; remove it or export "
+            "elsewhere."
+        )
+    if others := sorted(set(_list_files(path)) - set(manifest["files"])):
+        raise UserError(
+            f"{path} also holds {others[0]}, which is not of the export; move that "
+            "file away or export elsewhere."
+        )
+
+
+def _list_files(directory):
+    """The files below a directory, as paths from there."""
+    return [
+        path.relative_to(directory).as_posix()
+        for path in sorted(directory.rglob("*"))
+        if path.is_symlink() or not path.is_dir()
+    ]
