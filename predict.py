@@ -9,4 +9,4 @@ The story of a prediction is told in `mtl_keras/commands/predict.py`.
 from mtl_keras.__main__ import main
 
 if __name__ == "__main__":
-    main("predict")
+    main(command="predict")

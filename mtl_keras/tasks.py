@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mtl_keras.cityscapes import LABEL_SETS
+from mtl_keras.cityscapes import labels_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,10 +223,7 @@ def make_metrics(task: str, label_set: str = "train_ids") -> list[Any]:
     Raises:
         ValueError: for an unknown label set.
     """
-    if label_set not in LABEL_SETS:
-        raise ValueError(
-            f"Unknown label set {label_set!r}; choose from {', '.join(LABEL_SETS)}."
-        )
+    labels_of(label_set)  # refuses an unknown one
     rows = [METRICS[f"{task}/{name}"] for name in TASKS[task].metrics]
     return [row.make(label_set) for row in rows if row.make]
 

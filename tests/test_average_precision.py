@@ -333,6 +333,8 @@ def test_choose_classes():
     classes, probability = choose_classes(logits, ids, "train_ids", "true")
     np.testing.assert_array_equal(classes, [[[27, 0]]])
     assert probability[0, 0, 0] == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="Without logits there are no predicted"):
+        choose_classes(None, ids, "train_ids", "predicted")
     classes, probability = choose_classes(None, ids, "train_ids", "true")
     np.testing.assert_array_equal(classes, [[[27, 0]]])
     np.testing.assert_array_equal(probability, [[[1, 1]]])

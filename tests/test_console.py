@@ -78,7 +78,7 @@ def test_a_missing_package_is_one_sentence(capsys):
     assert raised.value.code == 2
     message = capsys.readouterr().err
     assert message.startswith("error: The package cv2 is not installed")
-    assert "pip install 'mtl-keras[tensorflow]'" in message
+    assert "in the checkout, pip install '.[tensorflow]'" in message
 
 
 def test_the_package_is_a_command():

@@ -5,8 +5,9 @@ from keras import ops
 from test_metrics import example, iou_by_definition
 from tqdm import tqdm
 
+from mtl_keras.data.batches import Batch
 from mtl_keras.experiments.constant_predictor import ConstantPredictor
-from mtl_keras.experiments.evaluation import Batch, MapScores, evaluate
+from mtl_keras.experiments.evaluation import MapScores, evaluate
 from mtl_keras.experiments.options import TrainOptions
 from mtl_keras.experiments.problems import open_problem
 from mtl_keras.experiments.setup import build_trainer

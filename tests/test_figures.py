@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mtl_keras.data.batches import Batch
 from mtl_keras.experiments.callbacks import ProgressReport
-from mtl_keras.experiments.evaluation import Batch
 from mtl_keras.figures import curves, maps, markdown
 
 ALL = ("semantic", "instance", "depth")

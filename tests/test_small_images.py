@@ -10,9 +10,9 @@ import pytest
 
 from mtl_keras import FixedWeighting, MultiTaskTrainer, UncertaintyWeighting
 from mtl_keras.data import small_images as small
+from mtl_keras.data.batches import Batch
 from mtl_keras.errors import UserError
 from mtl_keras.experiments.constant_predictor import ConstantPredictor
-from mtl_keras.experiments.evaluation import Batch
 from mtl_keras.figures import small_images as pictures
 from mtl_keras.model import build_small_network
 from mtl_keras.tasks import make_losses, make_metrics

@@ -1,1 +1,1 @@
-"""What `train.py` and `evaluate.py` do, here, so that a wheel can do it, too."""
+"""What the scripts of the checkout do, here, so that a wheel can do it, too."""

@@ -32,7 +32,7 @@ def run_command(main: Callable[..., None], *arguments: Any) -> None:
 
     Such are `UserError`s, packages that are not installed, files that cannot be read or
     written, names that the system's encoding has no characters for, and records that
-    turn out damaged.
+    turn out damaged. After Ctrl-C, the module's `WHEN_INTERRUPTED` says how to go on.
     """
     codecs.register_error("spell_out", _spell_out)
     if hasattr(sys.stdout, "reconfigure"):
@@ -46,8 +46,9 @@ def run_command(main: Callable[..., None], *arguments: Any) -> None:
         if name == "mtl_keras":
             raise
         _exit_with(
-            f"The package {name} is not installed; what the commands need comes with "
-            "pip install 'mtl-keras[tensorflow]'."
+            f"The package {name} is not installed; the commands need the extra "
+            "`tensorflow` of this package: in the checkout, pip install "
+            "'.[tensorflow]'."
         )
     except UnicodeEncodeError as error:
         _exit_with(
@@ -65,15 +66,12 @@ def run_command(main: Callable[..., None], *arguments: Any) -> None:
         if type(error).__name__ != "DataLossError":  # of TensorFlow
             raise
         _exit_with(
-            "The records in data/ are damaged; remove the folder of the data set "
-            "there, and they are made again."
+            "The records are damaged; remove the folder of the data set in data/, or "
+            "in what --data-dir names, and they are made again."
         )
     except KeyboardInterrupt:
-        print(
-            "Interrupted; what is finished is kept. Training goes on with the same "
-            "command (a single run: with --resume).",
-            file=sys.stderr,
-        )
+        advice = getattr(sys.modules[main.__module__], "WHEN_INTERRUPTED", "")
+        print(f"Interrupted; what is finished is kept. {advice}", file=sys.stderr)
         sys.exit(130)
 
 

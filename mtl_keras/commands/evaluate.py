@@ -29,7 +29,8 @@ from mtl_keras.experiments.options import (
 )
 
 if TYPE_CHECKING:  # what takes seconds to import waits until the options are read
-    from mtl_keras.experiments.evaluation import Batch, Evaluator
+    from mtl_keras.data.batches import Batch
+    from mtl_keras.experiments.evaluation import Evaluator
     from mtl_keras.experiments.problems import Problem
 
 
@@ -106,7 +107,7 @@ def load_batches(
     options: EvaluateOptions, problem: Problem, batch_size: int
 ) -> Iterator[Batch]:
     """The batches of a split with their ids, and instance ids for `--instances`."""
-    from mtl_keras.experiments.evaluation import Batch
+    from mtl_keras.data.batches import Batch
 
     ids = iter(problem.load_ids(options.split))
     true_ids: Iterator[Any] = itertools.repeat(None)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # what takes seconds to import waits until the options are re
     from mtl_keras.serving.videos import Video
 
 DEFAULT_MODEL = "runs/demo"
+WHEN_INTERRUPTED = "Start again with the pictures that are left, or with --overwrite."
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -31,6 +31,11 @@ if TYPE_CHECKING:  # what takes seconds to import waits until the options are re
     from mtl_keras.training import MultiTaskTrainer
 
 
+WHEN_INTERRUPTED = (
+    "Training goes on with the same command (a single run: with --resume)."
+)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains a run or those of a table, as the command line says."""
     planned = plan_runs(argv)

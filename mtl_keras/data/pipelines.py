@@ -168,8 +168,8 @@ def _encode_depth(record, label_set):
     return disparity, mask
 
 
-# An encoder makes of a record and the name of a label set a target and its mask, which
-# is true where the target is valid, `(H, W)`.
+# An encoder turns a record, given the name of a label set, into a target and its mask
+# `(H, W)`, which is true where the target is valid.
 ENCODERS = {
     "semantic": _encode_semantic,
     "instance": _encode_instance,

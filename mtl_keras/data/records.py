@@ -296,7 +296,7 @@ def _prepare(open_builder, data_dir):
             raise UserError(
                 f"The records cannot be kept in {data_dir.absolute()} ({reason}); make "
                 "it a directory that you may write to, with room for them, or choose "
-                "another `data_dir`."
+                "another directory with --data-dir (`data_dir`)."
             ) from error
         raise
     return builder
@@ -340,7 +340,8 @@ def _wait_for(path):
     except NotImplementedError as error:
         raise UserError(
             f"{path.parent} is on a file system without locks, which keep two "
-            "processes from making the same records; choose another place for them."
+            "processes from making the same records; choose another one with "
+            "--data-dir (`data_dir`)."
         ) from error
 
 

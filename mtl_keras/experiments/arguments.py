@@ -233,7 +233,7 @@ def parse_camera(text: str) -> tuple[float, float]:
 
 
 def parse_kinds(kinds: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
-    """A function that reads some of several words."""
+    """A function that reads comma-separated words, returned in the order of `kinds`."""
     known = tuple(kinds)
 
     def parse(text):

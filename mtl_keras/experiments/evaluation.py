@@ -9,11 +9,12 @@ constant predictor, pictures, objects and files need the predictions themselves,
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import keras
 import numpy as np
 
+from mtl_keras.data.batches import Batch
 from mtl_keras.errors import UserError
 from mtl_keras.experiments.constant_predictor import ConstantPredictor
 from mtl_keras.experiments.problems import Problem
@@ -23,17 +24,6 @@ from mtl_keras.instances.objects import ObjectScorer
 from mtl_keras.serving.predictions import write_predictions
 
 
-class Batch(NamedTuple):
-    """A batch of a split: `targets` and `masks` are dicts of arrays by task,
-    `instance_ids` `(batch, H, W)` or `None`."""
-
-    ids: list
-    images: np.ndarray
-    targets: dict
-    masks: dict
-    instance_ids: np.ndarray | None = None
-
-
 class Evaluator(Protocol):
     """What `evaluate` calls with every batch and, at the end, for its result."""
 
@@ -41,7 +31,7 @@ class Evaluator(Protocol):
         """Looks at a batch and the predictions for it, arrays by task."""
 
     def result(self) -> dict:
-        """What has come of it, by name; empty if it is a file."""
+        """The result by name; empty for what is written as a file."""
 
 
 def evaluate(

@@ -302,6 +302,8 @@ class PredictOptions:
     method_options: dict = option(
         dict, "options of --method, such as eps=1,min_cluster_size=10", parse_numbers
     )
+    # As in the paper, so that objects have no holes; EvaluateOptions scores what the
+    # original does.
     left_over: str = option(
         "nearest",
         "what becomes of pixels that are in no cluster; nearest: each goes to the "

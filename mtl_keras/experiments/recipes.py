@@ -2,8 +2,8 @@
 
 "The original" is the code at github.com/ranandalon/mtl, "the paper" is Kendall,
 Gal and Cipolla, CVPR 2018 (arXiv 1705.07115), "Oxford" is the reproduction at
-github.com/oscarkey/multitask-learning. Where each differs from the others, and
-than this package, is in docs/FAITHFULNESS.md.
+github.com/oscarkey/multitask-learning. docs/FAITHFULNESS.md says
+where they differ from each other and from this package.
 """
 
 from typing import Any, NamedTuple

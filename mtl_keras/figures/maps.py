@@ -12,6 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
 from mtl_keras.cityscapes import EVALUATED, THING_IDS, color_table, label_id_table
+from mtl_keras.data.batches import Batch
 from mtl_keras.figures.shown import ShownFrames
 from mtl_keras.hints import PathLike
 from mtl_keras.tasks import TASKS
@@ -28,7 +29,9 @@ class Row(NamedTuple):
     predictions: dict
 
     @classmethod
-    def of(cls, batch: Any, predictions: Mapping[str, np.ndarray], index: int) -> "Row":
+    def of(
+        cls, batch: Batch, predictions: Mapping[str, np.ndarray], index: int
+    ) -> "Row":
         """One of the frames of a batch."""
         return cls(
             np.asarray(batch.images[index]),
@@ -58,7 +61,7 @@ class MapGallery:
         self.rows: list[Row] = []
         self.has_truth = False
 
-    def update(self, batch: Any, predictions: Mapping[str, np.ndarray]) -> None:
+    def update(self, batch: Batch, predictions: Mapping[str, np.ndarray]) -> None:
         """Looks through a batch, with `images`, and `targets` and `masks` by task."""
         self.has_truth |= any(np.any(mask) for mask in batch.masks.values())
         for i in self.frames.next(len(batch.images)):

@@ -10,6 +10,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
 from mtl_keras.cityscapes import FIRST_INSTANCE_ID, LABELS, THING_IDS, color_table
+from mtl_keras.data.batches import Batch
 from mtl_keras.figures.maps import color_offsets, draw_offset_wheel, largest_shown
 from mtl_keras.figures.shown import ShownFrames
 from mtl_keras.hints import PathLike
@@ -35,12 +36,13 @@ class ObjectGallery:
 
     def update(
         self,
-        batch: Any,
+        batch: Batch,
         predictions: Mapping[str, np.ndarray],
         decoded: Sequence[tuple],
     ) -> None:
         """Looks through a batch, with `images`, `masks` by task and `instance_ids`,
         the predictions by task, and what `ObjectScorer.update` returned for them."""
+        assert batch.instance_ids is not None  # loaded where objects are asked for
         self.has_truth |= any(np.any(mask) for mask in batch.masks.values())
         for i in self.frames.next(len(batch.images)):
             image, offsets = np.asarray(batch.images[i]), predictions["instance"][i]

@@ -1,4 +1,4 @@
-"""One picture and what a network says of it, side by side."""
+"""One picture and what a network says about it, side by side."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

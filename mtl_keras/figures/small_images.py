@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from mtl_keras.data.batches import Batch
 from mtl_keras.figures.maps import Row
 from mtl_keras.figures.shown import ShownFrames
 from mtl_keras.hints import PathLike
 
-PICTURES_A_ROW = 10
+PICTURES_PER_ROW = 10
 PICTURE_ROWS = 2
 WRONG_COLOR = "#d62728"
 
@@ -29,10 +30,10 @@ class SmallImageGallery:
     ) -> None:
         self.path = path
         self.class_names = class_names
-        self.frames = ShownFrames(num_frames, PICTURES_A_ROW * PICTURE_ROWS)
+        self.frames = ShownFrames(num_frames, PICTURES_PER_ROW * PICTURE_ROWS)
         self.rows: list = []
 
-    def update(self, batch: Any, predictions: Mapping[str, np.ndarray]) -> None:
+    def update(self, batch: Batch, predictions: Mapping[str, np.ndarray]) -> None:
         """Looks through a batch, with `images`, and `targets` and `masks` by task."""
         for i in self.frames.next(len(batch.images)):
             self.rows.append(Row.of(batch, predictions, i))
@@ -71,11 +72,11 @@ def plot_reconstructions(
         path: where the picture goes.
         class_names: sequence of str. Defaults to the class indices.
     """
-    images = np.asarray(images)[: PICTURES_A_ROW * PICTURE_ROWS, ..., 0]
+    images = np.asarray(images)[: PICTURES_PER_ROW * PICTURE_ROWS, ..., 0]
     pictures = {"input": images / 255}
     if "reconstruction" in predictions:
         pictures["output"] = np.asarray(predictions["reconstruction"])[..., 0]
-    num_columns = min(len(images), PICTURES_A_ROW)
+    num_columns = min(len(images), PICTURES_PER_ROW)
     num_blocks = -(-len(images) // num_columns)
     figure = Figure(
         figsize=(1.1 * num_columns + 0.3, (1.1 * len(pictures) + 0.4) * num_blocks),

@@ -60,7 +60,6 @@ class ObjectScorer:
         left_over: str = "noise",
         **options: Any,
     ) -> None:
-        self.num_frames = num_frames
         self.label_set = label_set
         self.object_classes = object_classes
         self.clustering = {"method": method, "left_over": left_over, **options}

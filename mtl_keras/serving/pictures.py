@@ -18,8 +18,8 @@ def find_pictures(names: Sequence[str]) -> list[pathlib.Path]:
     """The files that names stand for.
 
     Args:
-        names: files, directories (of which the pictures in them are taken, not those
-            of their folders) and patterns such as `"holiday/*.jpg"`.
+        names: files, directories, which stand for the pictures right in them, and
+            patterns such as `"holiday/*.jpg"`.
 
     Returns:
         List of paths, in the order of the names and sorted within each.
