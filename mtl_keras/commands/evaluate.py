@@ -3,6 +3,7 @@
     python evaluate.py runs/demo
     python evaluate.py runs/demo --instances      # also objects and their AP
     python evaluate.py runs/original --data CITYSCAPES --split val
+    python evaluate.py runs/original --split test --submission submission
     python evaluate.py --table A                  # what train.py --table A has trained
 
 The metric table is printed, and kept in the run directory beside the figures.
@@ -130,6 +131,7 @@ def make_evaluators(
     from mtl_keras.experiments import evaluation
     from mtl_keras.figures.objects import ObjectGallery
     from mtl_keras.instances.objects import ObjectScorer
+    from mtl_keras.serving.submission import SubmissionWriter
 
     figures = directory / "figures"
     figures.mkdir(exist_ok=True)
@@ -155,6 +157,15 @@ def make_evaluators(
         evaluators.append(evaluation.ObjectEvaluator(scorer, gallery))
     if options.predictions:
         evaluators.append(evaluation.PredictionWriter(maps, label_set))
+    if options.submission:
+        submission = SubmissionWriter(
+            options.submission,
+            label_set,
+            method=options.method,
+            left_over=options.left_over,
+            **options.method_options,
+        )
+        evaluators.append(stack.enter_context(submission))
     return evaluators
 
 
@@ -170,6 +181,11 @@ def report(
 
     if options.predictions:
         print(f"The predicted maps are in {predictions_of(options, directory)}.")
+    if options.submission:
+        print(
+            f"The submission is in {options.submission}; pack semantic/ and "
+            "instances/, each as an archive of its own."
+        )
     if not results["metrics"]:
         print(
             f"The split {options.split!r} has no labels: predicted, not evaluated; see "

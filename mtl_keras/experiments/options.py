@@ -239,6 +239,12 @@ class EvaluateOptions:
     predictions: bool = option(
         False, "also write the predicted maps of every frame to RUN/predictions/SPLIT"
     )
+    submission: str = option(
+        "",
+        "also write the split for the benchmark of Cityscapes, at 2048x1024: label "
+        "ids, and objects as masks with scores (default: no submission)",
+        parse_path,
+    )
     instances: bool = option(
         False, "also turn the centre votes into objects, and score and draw them"
     )

@@ -51,20 +51,26 @@ def check_evaluation(options: EvaluateOptions, trained: TrainOptions) -> None:
             f"--data names a Cityscapes tree, but {options.run} is a run on "
             f"{trained.dataset}; leave it out."
         )
-    for name in ("instances", "predictions"):
+    for name in ("instances", "predictions", "submission"):
         if getattr(options, name) and trained.dataset != "scenes":
             raise UserError(
                 f"--{name} is about street scenes; {options.run} is a run on "
                 f"{trained.dataset}."
             )
+    made = options.submission and "instance" in trained.tasks  # objects
     for name in ("object_classes", "method", "method_options", "left_over"):
         if getattr(options, name) != getattr(type(options)(), name):
-            if not options.instances:
+            if not options.instances and (name == "object_classes" or not made):
                 raise UserError(
                     f"--{name.replace('_', '-')} is about objects; add --instances."
                 )
+    if options.submission and "semantic" not in trained.tasks:
+        raise UserError(
+            "--submission needs the task semantic, which the run was not trained for."
+        )
     if options.instances:
         _check_objects(trained.tasks, options.object_classes)
+    if options.instances or options.submission:
         check_clustering(options.method, options.method_options)
 
 
