@@ -388,6 +388,10 @@ def test_what_is_kept_of_the_history_is_kept_to_the_byte(run):
     assert path.read_bytes() == b"".join(lines[:3])
 
 
+def problem_of(**options):
+    return open_problem(TrainOptions(**options))
+
+
 def test_the_best_so_far_outlives_a_restart(run):
     directory, _ = run
     write_history(directory, ROWS)
@@ -395,7 +399,9 @@ def test_the_best_so_far_outlives_a_restart(run):
     for tasks in (("semantic",), ("depth",)):
         (checkpoint,) = (
             callback
-            for callback in callbacks.make_callbacks(directory, tasks, 10)
+            for callback in callbacks.make_callbacks(
+                directory, problem_of(tasks=tasks), 10
+            )
             if isinstance(callback, keras.callbacks.ModelCheckpoint)
         )
         thresholds.append(checkpoint.best)
@@ -503,7 +509,8 @@ def test_the_plateau_is_that_of_oxford():
 
 def test_other_schedules_have_no_plateau(tmp_path):
     for schedule in ("constant", "poly", "cosine"):
-        made = callbacks.make_callbacks(tmp_path, ("depth",), 10, schedule)
+        problem = problem_of(tasks=("depth",), schedule=schedule)
+        made = callbacks.make_callbacks(tmp_path, problem, 10)
         assert not any(isinstance(c, schedules.ResumablePlateau) for c in made)
     adam = setup.build_optimizer(
         TrainOptions(learning_rate=0.1, schedule="plateau"), 10

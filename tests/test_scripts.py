@@ -1,5 +1,6 @@
 """The scripts as a user runs them, on a tiny tree in the layout of Cityscapes."""
 
+import io
 import json
 import os
 import shutil
@@ -12,10 +13,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from mtl_keras import cityscapes
-from mtl_keras.experiments.runs import claim_directory, read_history
+from mtl_keras.experiments.runs import (
+    claim_directory,
+    find_best_scores,
+    read_history,
+)
 from mtl_keras.experiments.tables import plan_runs
 
 ROOT = Path(__file__).parents[1]
@@ -198,13 +204,60 @@ def test_killed_and_resumed_equals_uninterrupted(place, street_tree):
 
 def test_unlabelled_split_is_predicted(place):
     before = (place[0] / "run" / "metrics.json").read_text()
-    arguments = ["run", "--split", "test", "--predictions"]
+    arguments = ["run", "--split", "test", "--predictions", "--submission", "sent"]
     output = succeed("evaluate", *arguments, cwd=place[0])
+    assert "The submission is in sent" in output
+    (ids,) = (place[0] / "sent" / "semantic").iterdir()
+    assert Image.open(ids).size == (2048, 1024)
+    assert [*(place[0] / "sent" / "instances").glob("*.txt")]
     assert "'test' has no labels: predicted, not evaluated" in output
     run = place[0] / "run"
     assert (run / "figures" / "test.png").stat().st_size > 0
     assert len([*(run / "predictions" / "test").iterdir()]) == 3
     assert (run / "metrics.json").read_text() == before
+
+
+def test_tensorboard_shows_steps_and_pictures(place):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = place[0] / "run"
+    events = EventAccumulator(str(run / "tensorboard" / "steps")).Reload()
+    history = read_history(run)
+    steps = events.Tensors("sigma/depth")
+    per_epoch = len(steps) // len(history)
+    assert [event.step for event in steps] == [*range(1, len(steps) + 1)]
+    for task in ("semantic", "instance", "depth"):
+        for name in ("sigma", "weight"):
+            found = [
+                tf.make_ndarray(e.tensor_proto)
+                for e in events.Tensors(f"{name}/{task}")
+            ]
+            by_epoch = [row[f"{task}/{name}"] for row in history]
+            np.testing.assert_allclose(
+                found[per_epoch - 1 :: per_epoch], by_epoch, 1e-5
+            )
+    for name in ("learning rate", "images per second"):
+        values = [float(tf.make_ndarray(e.tensor_proto)) for e in events.Tensors(name)]
+        assert len(values) == len(steps) and min(values) >= 0 and max(values) > 0
+    (options,) = events.Tensors("options")
+    assert "| learning_rate | 0.004 |" in str(options.tensor_proto.string_val[0])
+    pictures = events.Tensors("validation frames")
+    assert [event.step for event in pictures] == [
+        per_epoch * epoch for epoch in (1, 2, 3)
+    ]
+    width, height, png = pictures[-1].tensor_proto.string_val
+    picture = Image.open(io.BytesIO(png))
+    assert picture.size == (int(width), int(height)) and picture.size[0] > 1000
+
+
+def test_other_formats_are_exported_later(place, street_tree):
+    options = ["--data", street_tree, "--output", "run", *TINY]
+    output = succeed("train", *options, "--export", "litert", cwd=place[0])
+    assert "Exporting the best checkpoint to run/litert." in output
+    card = (place[0] / "run" / "litert" / "README.md").read_text(encoding="utf-8")
+    best = find_best_scores(place[0] / "run", ("semantic", "instance", "depth"))
+    assert f"| mIoU % | {100 * best['semantic/miou']:.4g} |" in card
+    assert "- --image-size: (32, 64)" in card and "| 13 | car | 26 |" in card
 
 
 def test_a_run_of_one_task_with_fixed_weights(place, street_tree):

@@ -135,9 +135,7 @@ def fit(
             initial_epoch=first_epoch,
             steps_per_epoch=steps_per_epoch,
             validation_data=problem.make_batches("val", options.batch_size),
-            callbacks=callbacks.make_callbacks(
-                directory, options.tasks, num_steps, options.schedule
-            ),
+            callbacks=callbacks.make_callbacks(directory, problem, num_steps),
             shuffle=False,  # the batches are
             verbose=0,
         )

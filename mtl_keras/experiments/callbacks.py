@@ -3,13 +3,15 @@
 import contextlib
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 from tqdm import tqdm
 
 from mtl_keras.errors import DivergenceError
+from mtl_keras.experiments.board import StepBoard
+from mtl_keras.experiments.problems import Problem
 from mtl_keras.experiments.runs import find_best, finished_epochs, read_history
 from mtl_keras.experiments.schedules import PLATEAU, ResumablePlateau
 from mtl_keras.tasks import METRICS, TASKS, best_metric, main_metric
@@ -59,16 +61,14 @@ class ProgressReport(keras.callbacks.Callback):
 
 
 def make_callbacks(
-    directory: pathlib.Path,
-    tasks: Sequence[str],
-    num_steps: int,
-    schedule: str = "constant",
+    directory: pathlib.Path, problem: Problem, num_steps: int
 ) -> list[keras.callbacks.Callback]:
     """Checkpoints, logs and progress of a run, all resumable, and the schedule
     `"plateau"`.
 
     The learning rate of an epoch is then in `history.csv`, too.
     """
+    tasks, schedule = problem.options.tasks, problem.options.schedule
     best = best_metric(tasks)
     monitor, mode = f"val_{best}", "max" if METRICS[best].higher_is_better else "min"
     plateau = []
@@ -89,6 +89,7 @@ def make_callbacks(
         ),
         keras.callbacks.CSVLogger(directory / "history.csv", append=True),
         keras.callbacks.TensorBoard(directory / "tensorboard", write_graph=False),
+        StepBoard(directory, problem, num_steps),
         # The last one: what it marks as done has been logged and saved.
         keras.callbacks.BackupAndRestore(
             directory / "checkpoints" / "last",

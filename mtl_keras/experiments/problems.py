@@ -21,7 +21,7 @@ from mtl_keras.experiments.constant_predictor import ConstantPredictor
 from mtl_keras.experiments.options import TrainOptions
 from mtl_keras.figures.maps import MapGallery
 from mtl_keras.figures.small_images import SmallImageGallery
-from mtl_keras.hints import PathLike
+from mtl_keras.hints import Destination
 from mtl_keras.model import build_network, build_small_network
 
 
@@ -92,9 +92,10 @@ class Problem(abc.ABC):
 
     @abc.abstractmethod
     def make_gallery(
-        self, path: PathLike, num_frames: int
+        self, path: Destination, num_frames: int
     ) -> MapGallery | SmallImageGallery:
-        """An evaluator that draws some of `num_frames` frames into the file `path`."""
+        """An evaluator that draws some of `num_frames` frames into the file `path`,
+        which may be an open one."""
 
 
 class Scenes(Problem):
@@ -160,7 +161,7 @@ class Scenes(Problem):
             decoder=options.decoder,
         )
 
-    def make_gallery(self, path: PathLike, num_frames: int) -> MapGallery:
+    def make_gallery(self, path: Destination, num_frames: int) -> MapGallery:
         return MapGallery(path, num_frames, self.options.label_set)
 
 
@@ -219,5 +220,5 @@ class SmallImages(Problem):
         image_size = small_images.IMAGE_SIZES[self.options.dataset]
         return build_small_network(image_size, self.num_classes, self.options.tasks)
 
-    def make_gallery(self, path: PathLike, num_frames: int) -> SmallImageGallery:
+    def make_gallery(self, path: Destination, num_frames: int) -> SmallImageGallery:
         return SmallImageGallery(path, num_frames, self.class_names)

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from mtl_keras.cityscapes import EVALUATED, THING_IDS, color_table, label_id_table
 from mtl_keras.data.batches import Batch
 from mtl_keras.figures.shown import ShownFrames
-from mtl_keras.hints import PathLike
+from mtl_keras.hints import Destination
 from mtl_keras.tasks import TASKS
 
 NOT_VALID = 200  # grey
@@ -53,7 +53,7 @@ class MapGallery:
     """
 
     def __init__(
-        self, path: PathLike, num_frames: int, label_set: str, num_shown: int = 5
+        self, path: Destination, num_frames: int, label_set: str, num_shown: int = 5
     ) -> None:
         self.path = path
         self.label_set = label_set
@@ -72,7 +72,7 @@ class MapGallery:
         self.plot(self.path, self.has_truth)
         return {}
 
-    def plot(self, path: PathLike, with_truth: bool = True) -> None:
+    def plot(self, path: Destination, with_truth: bool = True) -> None:
         """Draws input, truth and prediction side by side, a row for each frame.
 
         Classes have the official colours, offsets the hue of their direction and

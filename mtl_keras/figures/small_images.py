@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from mtl_keras.data.batches import Batch
 from mtl_keras.figures.maps import Row
 from mtl_keras.figures.shown import ShownFrames
-from mtl_keras.hints import PathLike
+from mtl_keras.hints import Destination
 
 PICTURES_PER_ROW = 10
 PICTURE_ROWS = 2
@@ -26,7 +26,7 @@ class SmallImageGallery:
     """
 
     def __init__(
-        self, path: PathLike, num_frames: int, class_names: Sequence[str]
+        self, path: Destination, num_frames: int, class_names: Sequence[str]
     ) -> None:
         self.path = path
         self.class_names = class_names
@@ -58,7 +58,7 @@ def plot_reconstructions(
     images: np.ndarray,
     targets: Mapping[str, np.ndarray],
     predictions: Mapping[str, np.ndarray],
-    path: PathLike,
+    path: Destination,
     class_names: Sequence[str] | None = None,
 ) -> None:
     """Draws images above their reconstructions, with the predicted classes.
