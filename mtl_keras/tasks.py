@@ -1,7 +1,7 @@
 """The tasks and the metrics: one row each, from which everything else is derived.
 
 Another task of street scenes takes a row here, an encoder of its targets in
-`data.pipelines.ENCODERS` and a painter of its maps in `figures.maps.PAINTERS`.
+`data.pipelines.ENCODERS` and a painter of its maps in `figures.painters.PAINTERS`.
 
 Losses and metrics are made by functions, since options and recipes need only their
 names and should not wait for Keras.
@@ -31,6 +31,8 @@ class Task:
             values) or `"median_image"` (pixel by pixel).
         color: str, the colour of its curves.
         of_things: bool, whether only the pixels of things have a value.
+        sky_apart: bool, whether pictures show the sky, which has the value 0 by
+            definition, in the colour of its class.
         labels: keys of `cityscapes.FILES`, the label files that targets are made from.
         optional_labels: keys of files that are used if present, and what happens
             if they are missing.
@@ -44,6 +46,7 @@ class Task:
     constant: str
     color: str
     of_things: bool = False
+    sky_apart: bool = False
     labels: tuple[str, ...] = ()
     optional_labels: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -146,6 +149,7 @@ TASKS = {
         likelihood="gaussian",
         constant="median",
         color="#009e73",
+        sky_apart=True,
     ),
     "class": Task(
         kind="small_images",

@@ -4,7 +4,8 @@ from PIL import Image
 
 from mtl_keras.data.batches import Batch
 from mtl_keras.experiments.callbacks import ProgressReport
-from mtl_keras.figures import curves, maps, markdown
+from mtl_keras.figures import curves, maps, markdown, painters
+from mtl_keras.instances import encode_offsets
 
 ALL = ("semantic", "instance", "depth")
 
@@ -126,24 +127,70 @@ def test_gallery_spreads_over_the_split():
         np.testing.assert_array_equal(image, batch.images[number])
 
 
+def paint_white(values):
+    return np.full((*values.shape[:2], 3), 255)
+
+
 def test_votes_are_shown_where_things_are_predicted():
     batch, predictions = make_batch(ALL, batch=1)
-    road, car = 0, 13  # train ids
+    road, car, sky = 0, 13, 10  # train ids
     logits = np.zeros_like(predictions["semantic"])
-    logits[..., road], logits[:, :4, :6, car] = 1, 2
+    logits[..., road], logits[:, :4, :6, car], logits[:, -3:, :, sky] = 1, 2, 2
     row = maps.Row.of(batch, {**predictions, "semantic": logits}, 0)
-    expected = np.zeros(logits.shape[1:3], bool)
-    expected[:4, :6] = True
-    found = maps.find_valid(row, "instance", "train_ids")
-    np.testing.assert_array_equal(found, expected)
-    assert maps.find_valid(row, "depth", "train_ids").all()
+    shown = maps.paint_prediction(row, "instance", "train_ids", paint_white)
+    expected = np.full((*logits.shape[1:3], 3), maps.GREY)
+    expected[:4, :6] = 255
+    np.testing.assert_array_equal(shown, expected)
+    shown = maps.paint_prediction(row, "depth", "train_ids", paint_white)
+    expected[:], expected[-3:] = 255, (70, 130, 180)
+    np.testing.assert_array_equal(shown, expected)
     alone = maps.Row.of(batch, {"instance": predictions["instance"]}, 0)
-    assert maps.find_valid(alone, "instance", "train_ids").all()
+    shown = maps.paint_prediction(alone, "instance", "train_ids", paint_white)
+    assert (shown == 255).all()
+
+
+def test_the_sky_of_the_truth_is_painted_too():
+    batch, predictions = make_batch(ALL, batch=1)
+    batch.targets["semantic"][:] = 0
+    batch.targets["semantic"][:, :5] = 10  # sky
+    batch.targets["semantic"][:, 9] = 255  # masked, of no class
+    batch.masks["semantic"][:] = 1
+    batch.masks["semantic"][:, 3:5] = batch.masks["semantic"][:, 9] = 0
+    batch.masks["depth"][:] = 1
+    row = maps.Row.of(batch, predictions, 0)
+    shown = maps.paint_truth(row, "depth", "train_ids", paint_white)
+    expected = np.full(shown.shape, 255)
+    expected[:3] = (70, 130, 180)
+    np.testing.assert_array_equal(shown, expected)
+
+
+def test_the_gallery_shows_found_objects_in_the_colour_of_the_true_ones():
+    ids = np.full((24, 64), 7)
+    ids[4:20, 5:25], ids[4:20, 35:55] = 26000, 26001
+    offsets, mask = encode_offsets(ids)
+    logits = np.zeros((*ids.shape, 19), "float32")
+    logits[..., 0] = 1
+    logits[4:20, 5:25, 13] = 2  # only the left car is predicted, and a wrong one
+    logits[:3, 30:50, 13] = 2
+    votes = offsets.copy()
+    votes[:3, 30:50] = (1, 40) - np.moveaxis(np.mgrid[:3, 30:50], 0, -1)
+    row = maps.Row(
+        np.full((*ids.shape, 3), 100, np.uint8),
+        {"semantic": np.where(ids > 999, 13, 0), "instance": offsets},
+        {"semantic": np.ones(ids.shape), "instance": mask},
+        {"semantic": logits, "instance": votes},
+    )
+    shown = maps.paint_objects(row, "train_ids")
+    truth, prediction = shown["truth"], shown["prediction"]
+    np.testing.assert_array_equal(truth[12, 15], prediction[12, 15])
+    assert not np.array_equal(truth[12, 15], truth[12, 45])
+    np.testing.assert_array_equal(prediction[12, 45], prediction[23, 0])  # no object
+    assert np.ptp(prediction[1, 40]) == 0 and prediction[1, 40, 0] > 150  # white
 
 
 def test_colors_of_offsets():
     offsets = np.array([[0, 0], [0, 5], [0, -5], [0, 99]], "float32")
-    still, right, left, far = maps.color_offsets(offsets, 5.0)
+    still, right, left, far = painters.color_offsets(offsets, 5.0)
     np.testing.assert_array_equal(still, (255, 255, 255))
     np.testing.assert_array_equal(right, (255, 0, 0))
     np.testing.assert_array_equal(left, (0, 255, 255))
@@ -152,7 +199,7 @@ def test_colors_of_offsets():
 
 def test_colors_of_depth_grow_brighter():
     values = np.array([-1.0, 0.0, 3.0, 6.0, 60.0])[:, None]
-    colors = maps.color_depth(values, 6.0)
+    colors = painters.color_depth(values, 6.0)
     assert colors.dtype == np.uint8 and colors.shape == (5, 3)
     brightness = colors.astype(int).sum(-1)
     assert brightness[0] == brightness[1] < brightness[2] < brightness[3]

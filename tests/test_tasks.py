@@ -13,7 +13,7 @@ from mtl_keras.commands import evaluate, train
 from mtl_keras.data.pipelines import ENCODERS
 from mtl_keras.experiments.options import EvaluateOptions, TrainOptions
 from mtl_keras.experiments.recipes import TABLES
-from mtl_keras.figures.maps import PAINTERS
+from mtl_keras.figures.painters import PAINTERS
 from mtl_keras.likelihoods import LIKELIHOODS
 from mtl_keras.tasks import METRICS, TASKS, Metric, Task
 

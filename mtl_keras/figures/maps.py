@@ -1,23 +1,32 @@
 """Maps of street scenes, true and predicted, as pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.patches import Patch
 
-from mtl_keras.cityscapes import EVALUATED, THING_IDS, color_table, label_id_table
+from mtl_keras.cityscapes import (
+    SKY_ID,
+    THING_IDS,
+    color_table,
+    label_id_table,
+)
 from mtl_keras.data.batches import Batch
+from mtl_keras.figures.overlays import (
+    color_matches,
+    distinct_colors,
+    overlay_objects,
+)
+from mtl_keras.figures.painters import PAINTERS, Painter
 from mtl_keras.figures.shown import ShownFrames
 from mtl_keras.hints import Destination
+from mtl_keras.instances import cluster_offsets
+from mtl_keras.instances.offsets import keep_things
 from mtl_keras.tasks import TASKS
 
-NOT_VALID = 200  # grey
+GREY = 200  # what is not valid
 
 
 class Row(NamedTuple):
@@ -76,13 +85,17 @@ class MapGallery:
         """Draws input, truth and prediction side by side, a row for each frame.
 
         Classes have the official colours, offsets the hue of their direction and
-        the saturation of their length, disparity a perceptual scale. What is not
-        valid in the truth is grey.
+        the saturation of their length, disparity a perceptual scale but for the sky,
+        which has the colour of its class. What is not valid is grey. With classes and
+        votes there are also objects: one that is found has the colour of the true
+        one, any other is white.
         """
         tasks = list(self.rows[0].predictions)
+        with_objects = {"semantic", "instance"} <= set(tasks)
         height, width = self.rows[0].image.shape[:2]
         kinds = ("truth", "prediction") if with_truth else ("prediction",)
-        num_columns = 1 + len(kinds) * len(tasks)
+        num_views = len(tasks) + with_objects
+        num_columns = 1 + len(kinds) * num_views
         cell_height = 2.8 * height / width
         figure = Figure(
             figsize=(2.8 * num_columns, cell_height * len(self.rows) + 1.3),
@@ -92,7 +105,7 @@ class MapGallery:
             2, 1, squeeze=False, height_ratios=[cell_height * len(self.rows) + 0.3, 1.0]
         )
         axes = above.subplots(len(self.rows), num_columns, squeeze=False)
-        legends = below.subplots(1, 1 + len(tasks), width_ratios=[1] + [2] * len(tasks))
+        legends = below.subplots(1, 1 + num_views, width_ratios=[1] + [2] * num_views)
         for axis in [*axes.flat, *legends]:
             axis.set_axis_off()
         axes[0, 0].set_title("input")
@@ -102,124 +115,93 @@ class MapGallery:
             columns = axes[:, 1 + i * len(kinds) :][:, : len(kinds)]
             paint = PAINTERS[task](self.rows, self.label_set, legend)
             for row, cells in zip(self.rows, columns):
-                truth = paint(row.targets[task])
-                predicted = paint(row.predictions[task])
-                is_valid = row.masks[task] > 0, find_valid(row, task, self.label_set)
                 shown = {
-                    "truth": np.where(is_valid[0][..., None], truth, NOT_VALID),
-                    "prediction": np.where(
-                        is_valid[1][..., None], predicted, NOT_VALID
-                    ),
+                    "truth": paint_truth(row, task, self.label_set, paint),
+                    "prediction": paint_prediction(row, task, self.label_set, paint),
                 }
-                for kind, cell in zip(kinds, cells):
-                    cell.imshow(shown[kind].astype(np.uint8), interpolation="nearest")
-            for kind, cell in zip(kinds, columns[0]):
-                cell.set_title(f"{task}, {kind}")
+                _show(cells, kinds, shown)
+            _set_titles(columns[0], kinds, task)
+        if with_objects:
+            columns = axes[:, -len(kinds) :]
+            for row, cells in zip(self.rows, columns):
+                _show(cells, kinds, paint_objects(row, self.label_set))
+            _set_titles(columns[0], kinds, "objects")
+            legends[-1].text(
+                0,
+                1,
+                "colour: found (overlap above\none half); white: not",
+                fontsize=8,
+                va="top",
+            )
         figure.savefig(path, dpi=110)
 
 
-def find_valid(row: Row, task: str, label_set: str) -> np.ndarray:
-    """Where the prediction of a task means something, `(H, W)` bool: everywhere, or on
-    predicted things, if it is about things and the network says where they are."""
-    if not TASKS[task].of_things or "semantic" not in row.predictions:
-        return np.ones(row.image.shape[:2], bool)
-    classes = row.predictions["semantic"].argmax(-1)
-    return np.isin(label_id_table(label_set)[classes], THING_IDS)
+def _show(cells, kinds, shown):
+    for kind, cell in zip(kinds, cells):
+        cell.imshow(shown[kind], interpolation="nearest")
 
 
-# A painter looks at the rows, draws a legend, and returns the function from values
-# to colours.
+def _set_titles(cells, kinds, name):
+    for kind, cell in zip(kinds, cells):
+        cell.set_title(f"{name}, {kind}")
 
 
-def _paint_semantic(rows, label_set, legend):
-    colors = color_table(label_set)
-
-    def paint(values):
-        return colors[values.argmax(-1) if values.ndim == 3 else values]
-
-    legend.legend(
-        handles=[
-            Patch(color=np.array(label.color) / 255, label=label.name)
-            for label in EVALUATED
-        ],
-        loc="upper left",
-        ncols=5,
-        fontsize=7,
-        frameon=False,
-        borderaxespad=0,
-        handlelength=1.2,
-        columnspacing=1.0,
-    )
-    return paint
+def paint_truth(row: Row, task: str, label_set: str, paint: Painter) -> np.ndarray:
+    """The true map of a task in colours, `(H, W, 3)` uint8."""
+    picture = np.where((row.masks[task] > 0)[..., None], paint(row.targets[task]), GREY)
+    return _paint_sky(picture, task, _true_ids(row, label_set))
 
 
-def _paint_instance(rows, label_set, legend):
-    scale = largest_shown(_valid_values(rows, "instance"))
-    draw_offset_wheel(legend, scale)
-    return lambda values: color_offsets(values, scale)
+def paint_prediction(row: Row, task: str, label_set: str, paint: Painter) -> np.ndarray:
+    """The predicted map of a task in colours, `(H, W, 3)` uint8.
 
-
-def _paint_depth(rows, label_set, legend):
-    scale = largest_shown(_valid_values(rows, "depth"))
-    mappable = matplotlib.cm.ScalarMappable(
-        matplotlib.colors.Normalize(0, scale), "magma"
-    )
-    legend.figure.colorbar(
-        mappable,
-        cax=legend.inset_axes([0.02, 0.7, 0.8, 0.14]),
-        orientation="horizontal",
-        label="disparity in pixels",
-    )
-    return lambda values: color_depth(values, scale)
-
-
-PAINTERS = {
-    "semantic": _paint_semantic,
-    "instance": _paint_instance,
-    "depth": _paint_depth,
-}
-
-
-def _valid_values(rows, task):
-    return [row.targets[task][row.masks[task] > 0] for row in rows]
-
-
-def largest_shown(values: Sequence[np.ndarray]) -> float:
-    """The largest value to tell apart: nearly the largest there is, at least 1.
-
-    `values` is a list of arrays.
+    Votes are shown on predicted things, where they mean something, if the network
+    says where those are.
     """
-    sizes = np.abs(np.concatenate(values))
-    return max(float(np.percentile(sizes, 99)), 1.0) if sizes.size else 1.0
+    picture = paint(row.predictions[task])
+    label_ids = _predicted_ids(row, label_set)
+    if TASKS[task].of_things and label_ids is not None:
+        is_thing = np.isin(label_ids, THING_IDS)
+        picture = np.where(is_thing[..., None], picture, GREY)
+    return _paint_sky(picture, task, label_ids)
 
 
-def draw_offset_wheel(legend: Axes, scale: float) -> None:
-    """Draws the legend of `color_offsets` on an axis."""
-    dy, dx = np.mgrid[-1:1:101j, -1:1:101j]
-    inside = np.hypot(dy, dx)[..., None] <= 1
-    wheel = np.where(inside, color_offsets(np.stack([dy, dx], -1), 1.0), 255)
-    legend.imshow(wheel, extent=(-1, 1, 1, -1))
-    legend.set_anchor("W")
-    legend.text(
-        1.2,
-        0,
-        f"direction to the centre of the\ninstance; at the rim {scale:.0f} pixels",
-        fontsize=8,
-        va="center",
-    )
+def paint_objects(row: Row, label_set: str) -> dict[str, np.ndarray]:
+    """True and predicted objects over the image, `(H, W, 3)` uint8 by `"truth"` and
+    `"prediction"`."""
+    things = keep_things(_predicted_ids(row, label_set))
+    instances = cluster_offsets(row.predictions["instance"], things)
+    true_ids = _true_ids(row, label_set)
+    true_things = np.where(row.masks["instance"] > 0, keep_things(true_ids), 0)
+    true_instances = cluster_offsets(row.targets["instance"], true_things)
+    colors = distinct_colors(true_instances.max())
+    found = color_matches(instances, things, true_instances, true_things, colors)
+    return {
+        "truth": overlay_objects(row.image, true_instances, colors),
+        "prediction": overlay_objects(row.image, instances, found),
+    }
 
 
-def color_offsets(offsets: np.ndarray, scale: float) -> np.ndarray:
-    """Colours of offsets `(..., 2)`: hue is the direction, saturation the length up
-    to `scale` pixels. Returns `(..., 3)` uint8."""
-    dy, dx = offsets[..., 0], offsets[..., 1]
-    hue = (np.arctan2(dy, dx) / (2 * np.pi)) % 1.0
-    saturation = np.clip(np.hypot(dy, dx) / scale, 0.0, 1.0)
-    hsv = np.stack([hue, saturation, np.ones_like(hue)], axis=-1)
-    return (hsv_to_rgb(hsv) * 255).astype(np.uint8)
+def _paint_sky(picture, task, label_ids):
+    """Paints the sky in the colour of its class where a task's pictures show it so."""
+    if TASKS[task].sky_apart and label_ids is not None:
+        is_sky = (label_ids == SKY_ID)[..., None]
+        picture = np.where(is_sky, color_table()[SKY_ID], picture)
+    return picture.astype(np.uint8)
 
 
-def color_depth(disparity: np.ndarray, scale: float) -> np.ndarray:
-    """Colours of disparity `(..., 1)` from 0 to `scale` pixels, `(..., 3)` uint8."""
-    colormap = matplotlib.colormaps["magma"]
-    return colormap(np.clip(disparity[..., 0] / scale, 0, 1), bytes=True)[..., :3]
+def _predicted_ids(row, label_set):
+    """Label ids `(H, W)` of the predicted classes, `None` without them."""
+    if "semantic" not in row.predictions:
+        return None
+    return label_id_table(label_set)[row.predictions["semantic"].argmax(-1)]
+
+
+def _true_ids(row, label_set):
+    """Label ids `(H, W)` of the true classes, 0 where there is none; `None` if the
+    network is not about classes."""
+    if "semantic" not in row.targets:
+        return None
+    is_valid = row.masks["semantic"] > 0
+    classes = np.where(is_valid, row.targets["semantic"], 0)
+    return np.where(is_valid, label_id_table(label_set)[classes], 0)

@@ -4,14 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
 from mtl_keras.cityscapes import FIRST_INSTANCE_ID, LABELS, THING_IDS, color_table
 from mtl_keras.data.batches import Batch
-from mtl_keras.figures.maps import color_offsets, draw_offset_wheel, largest_shown
+from mtl_keras.figures.overlays import (
+    color_matches,
+    distinct_colors,
+    overlay_objects,
+)
+from mtl_keras.figures.painters import color_offsets, draw_offset_wheel, largest_shown
 from mtl_keras.figures.shown import ShownFrames
 from mtl_keras.hints import PathLike
 from mtl_keras.instances.offsets import encode_offsets, keep_things
@@ -124,13 +128,13 @@ def _draw_row(row, cells, scale, with_truth):
     index = index.reshape(objects.shape)
     colors = distinct_colors(len(number) - 1)
     if with_truth:
-        cells[5].imshow(_overlay(image, index, colors), interpolation="nearest")
+        cells[5].imshow(overlay_objects(image, index, colors), interpolation="nearest")
         y, x = _find_centres(index, encode_offsets(ids)[0]).T
         cells[3].plot(x, y, "+", color="#40d0ff", markersize=5, markeredgewidth=0.8)
-        found = _colors_of_matches(instances, classes, index, true_classes, colors)
+        found = color_matches(instances, classes, index, true_classes, colors)
     else:
         found = distinct_colors(instances.max())
-    cells[4].imshow(_overlay(image, instances, found), interpolation="nearest")
+    cells[4].imshow(overlay_objects(image, instances, found), interpolation="nearest")
 
 
 def _count_votes(offsets, classes):
@@ -150,40 +154,6 @@ def _find_centres(index, offsets):
     _, first = np.unique(index, return_index=True)
     pixels = np.unravel_index(first[1:], index.shape)
     return np.stack(pixels, axis=-1) + offsets[pixels]
-
-
-def _colors_of_matches(instances, classes, index, true_classes, colors):
-    """The colour of the true object that each object matches, else white."""
-    sizes = np.bincount(instances.ravel()), np.bincount(index.ravel())
-    agree = (instances > 0) & (index > 0) & (classes == true_classes)
-    pairs, overlap = np.unique(
-        np.stack([instances[agree], index[agree]]), axis=1, return_counts=True
-    )
-    union = sizes[0][pairs[0]] + sizes[1][pairs[1]] - overlap
-    matches = overlap / union > 0.5
-    found = np.full((instances.max(), 3), 255, np.uint8)
-    found[pairs[0, matches] - 1] = colors[pairs[1, matches] - 1]
-    return found
-
-
-def distinct_colors(count: int) -> np.ndarray:
-    """`(count, 3)` uint8; neighbours differ, and none comes near white."""
-    hue = np.arange(count) * 0.618034 % 1.0
-    value = np.where(np.arange(count) % 2, 0.75, 1.0)
-    hsv = np.stack([hue, np.full(count, 0.9), value], axis=-1)
-    return (hsv_to_rgb(hsv) * 255).astype(np.uint8).reshape(-1, 3)
-
-
-def _overlay(image, index, colors):
-    """Objects in their colours, outlined, over the image in pale grey."""
-    grey = 0.35 * image.mean(axis=-1, keepdims=True).repeat(3, -1)
-    table = np.concatenate([np.zeros((1, 3)), colors])
-    shading = 0.75 + 0.25 * image.mean(axis=-1, keepdims=True) / 255
-    picture = np.where((index > 0)[..., None], table[index] * shading, grey)
-    padded = np.pad(index, ((0, 1), (0, 1)), mode="edge")
-    edge = (padded[1:, :-1] != index) | (padded[:-1, 1:] != index)
-    picture[edge & (index > 0)] *= 0.45
-    return picture.astype(np.uint8)
 
 
 def _explain(legend, text, color="black"):

@@ -8,8 +8,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mtl_keras.cityscapes import EVALUATED, LABELS, color_table
-from mtl_keras.figures.objects import distinct_colors
+from mtl_keras.cityscapes import EVALUATED, LABELS, SKY_ID, color_table
+from mtl_keras.figures.overlays import distinct_colors
 
 CELL_WIDTHS = 480, 960  # smallest and largest width of a cell in pixels
 TITLE_HEIGHT = 24
@@ -61,9 +61,14 @@ def draw_panel(
         small = _resize(disparity, cell_width, cell_height, cv2.INTER_AREA)
         top = max(float(np.percentile(small, 99)), 1e-6)
         levels = np.clip(small * (255 / top), 0, 255).astype(np.uint8)
-        colors = matplotlib.colormaps["magma"](np.arange(256), bytes=True)[levels]
+        colors = matplotlib.colormaps["magma"](np.arange(256), bytes=True)
+        colors = colors[levels][..., :3]
         title = f"disparity, 0 to {top:.3g} pixels of the picture: near is bright"
-        cells.append((title, Image.fromarray(colors[..., :3])))
+        if classes is not None:
+            shown = _resize(classes, cell_width, cell_height, cv2.INTER_NEAREST)
+            colors[shown == SKY_ID] = color_table()[SKY_ID]
+            title += ", sky blue"
+        cells.append((title, Image.fromarray(colors)))
     return _arrange(cells, legend, cell_width, cell_height)
 
 
@@ -75,10 +80,11 @@ def _resize(array, width, height, shrinking):
 
 
 def _draw_objects(image, instances, objects, scale):
-    """Outlines, and names at the upper left of the boxes."""
+    """Outlines, and names at the upper left of the largest part of each object."""
     grey = cv2.convertScaleAbs(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None, 0.6, 60)
     canvas = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
     colors = distinct_colors(len(objects))
+    corners = []
     for thing, color in zip(objects, colors):
         inside = instances == thing["number"]
         canvas[inside] = (0.5 * canvas[inside] + 0.5 * color).astype(np.uint8)
@@ -86,13 +92,15 @@ def _draw_objects(image, instances, objects, scale):
             inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
         )
         cv2.drawContours(canvas, outlines, -1, color.tolist(), 2)
+        largest = max(outlines, key=cv2.contourArea, default=None)
+        corner = [scale * edge for edge in thing["box"]]
+        corners.append(corner if largest is None else cv2.boundingRect(largest))
     shown = Image.fromarray(canvas)
     draw, font = ImageDraw.Draw(shown), ImageFont.load_default(size=13)
-    for thing, color in zip(objects, colors):
+    for thing, color, (left, top, *_) in zip(objects, colors, corners):
         text = f"{thing['class']} {100 * thing['confidence']:.0f} %"
         if thing.get("distance_m"):
             text += f", {thing['distance_m']:.3g} m"
-        left, top = (scale * edge for edge in thing["box"][:2])
         box = draw.textbbox((0, 0), text, font)
         x = min(left, shown.width - box[2] - 4)
         y = max(top - box[3] - 4, 0)
