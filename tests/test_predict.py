@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import keras
 import numpy as np
 import pytest
@@ -146,6 +147,21 @@ def test_classes_are_decided_after_enlarging():
     np.testing.assert_array_equal(found[0], [0, 0, 0, 1, 1, 1, 1, 1])
     many = np.random.default_rng(0).random((6, 9, 19))
     np.testing.assert_array_equal(answers.enlarge_argmax(many, (6, 9)), many.argmax(-1))
+
+
+@pytest.mark.parametrize("size", [(33, 50), (5, 4), (8, 12)])
+@pytest.mark.parametrize("sharpness", [0.1, 2.0, 20.0])
+def test_no_class_is_overlooked_when_probabilities_are_enlarged(size, sharpness):
+    """Classes that cannot win are passed over; all that can are there."""
+    rng = np.random.default_rng(1)
+    values = np.exp(sharpness * rng.normal(size=(8, 12, 19)))
+    values[..., 15:] *= 1e-3  # never win
+    values = (values / values.sum(-1, keepdims=True)).astype(np.float32)
+    planes = [
+        cv2.resize(np.ascontiguousarray(values[..., k]), size[::-1]) for k in range(19)
+    ]
+    expected = np.stack(planes, -1).argmax(-1)
+    np.testing.assert_array_equal(answers.enlarge_argmax(values, size), expected)
 
 
 def outputs_of(ids, disparity):
