@@ -18,7 +18,7 @@ import time
 import numpy as np
 from sklearn.cluster import DBSCAN, OPTICS
 
-from benchmarks.machine import describe
+from mtl_keras.experiments.environment import describe
 from mtl_keras.instances import encode_offsets
 from mtl_keras.instances.clustering import cluster_votes
 

@@ -14,10 +14,10 @@ import time
 
 import numpy as np
 
-from benchmarks.machine import describe
 from benchmarks.tables import make_table, write_results
 from mtl_keras.commands.console import start_tensorflow
 from mtl_keras.experiments import runs, setup
+from mtl_keras.experiments.environment import describe
 from mtl_keras.experiments.evaluation import Batch, MapScores
 from mtl_keras.experiments.options import TrainOptions, read_options
 from mtl_keras.experiments.problems import open_problem

@@ -24,8 +24,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
-from benchmarks.machine import describe
 from mtl_keras.cityscapes import FIRST_INSTANCE_ID
+from mtl_keras.experiments.environment import describe
 from mtl_keras.instances import decode_objects, encode_offsets
 from mtl_keras.instances.average_precision import (
     score_instances,

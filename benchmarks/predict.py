@@ -15,9 +15,9 @@ import time
 
 import cv2
 
-from benchmarks.machine import describe
 from benchmarks.tables import format_spread, make_table, write_results
 from mtl_keras.commands import predict
+from mtl_keras.experiments.environment import describe
 from mtl_keras.experiments.options import PredictOptions
 from mtl_keras.png import encode_png
 from mtl_keras.serving.pictures import read_picture

@@ -7,10 +7,10 @@ import sys
 import time
 
 from benchmarks.flops import count_jax, count_tensorflow, count_torch
-from benchmarks.machine import describe
 from benchmarks.processes import end_with_parent, serve
 from benchmarks.variants import Variant
 from benchmarks.workload import build_trainer, make_batch
+from mtl_keras.experiments.environment import describe
 
 # Large enough for the full rate, small enough for a second.
 MATMUL_SIZES = {"CPU": 4096, "GPU": 8192}

@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.machine import describe
 from benchmarks.tables import make_table, write_results
 from benchmarks.workload import TASKS, build_trainer, make_batch, randomize
 from mtl_keras.architectures import BACKBONES
 from mtl_keras.experiments.arguments import parse_size
+from mtl_keras.experiments.environment import describe
 
 CHANNELS = {"semantic": 34, "instance": 2, "depth": 1}
 IMAGENET_BGR_MEAN = (103.939, 116.779, 123.68)

@@ -101,6 +101,12 @@ class EvaluatedMeanIoU(keras.metrics.IoU):
             for i, label in enumerate(EVALUATED)
         }
 
+    def confusion(self) -> np.ndarray:
+        """Pixels by true class, in rows, and predicted class, `(19, 20)` int64. The
+        last column is that of the classes that the evaluation ignores."""
+        matrix = ops.convert_to_numpy(self.total_cm).astype(np.int64)
+        return matrix[: len(EVALUATED)]
+
     def get_config(self) -> dict[str, Any]:
         return {"label_set": self.label_set, "name": self.name}
 

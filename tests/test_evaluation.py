@@ -61,7 +61,11 @@ def test_map_scores_takes_tensors():
 
 
 def test_map_scores_without_the_semantic_task():
-    assert make_scores("depth").result() == {"metrics": {}, "per_class_iou": {}}
+    assert make_scores("depth").result() == {
+        "metrics": {},
+        "per_class_iou": {},
+        "confusion": None,
+    }
 
 
 def test_constant_predictor_takes_majority_and_median():

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import h5py
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -104,6 +105,12 @@ def test_every_promised_file_exists(place):
         "options.json",
         "constant.json",
         "history.csv",
+        "epochs.csv",
+        "environment.json",
+        "report.html",
+        "figures/frames_semantic.png",
+        "figures/frames_instance.png",
+        "figures/frames_depth.png",
         "checkpoints/best.weights.h5",
         "checkpoints/last/latest.weights.h5",
         "saved_model/saved_model.pb",
@@ -132,6 +139,30 @@ def test_history_has_a_row_an_epoch(place):
         for task in ("semantic", "instance", "depth"):
             assert {f"{task}/loss", f"{task}/sigma", f"{task}/weight"} <= row.keys()
             assert f"val_{task}/loss" in row
+
+
+def test_epochs_are_timed(place):
+    clock = read_history(place[0] / "run", "epochs.csv")
+    assert [row["epoch"] for row in clock] == [0, 1, 2]
+    for row in clock:
+        assert min(row["train_seconds"], row["val_seconds"]) > 0
+        images = 2 * 2  # steps of an epoch, images of a step
+        assert row["images_per_second"] == pytest.approx(
+            images / row["train_seconds"], rel=0.02
+        )
+    rates = [row["learning_rate"] for row in clock]
+    assert rates[0] > rates[1] > rates[2] == 0  # the cosine ends at 0
+    packages = json.loads((place[0] / "run" / "environment.json").read_text())
+    assert packages["packages"]["keras"] == keras.__version__
+
+
+def test_the_report_has_the_metrics(place):
+    run = place[0] / "run"
+    page = (run / "report.html").read_text(encoding="utf-8")
+    metrics = json.loads((run / "metrics.json").read_text())
+    for key, factor in (("semantic/miou", 100), ("depth/rms", 1)):
+        assert f">{metrics['metrics'][key] * factor:.4g}<" in page
+    assert np.sum(metrics["confusion"]) > 0 and "Confusion matrix" in page
 
 
 def test_metrics(place):

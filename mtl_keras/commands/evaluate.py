@@ -5,6 +5,7 @@
     python evaluate.py runs/original --data CITYSCAPES --split val
     python evaluate.py runs/original --split test --submission submission
     python evaluate.py --table A                  # what train.py --table A has trained
+    python evaluate.py --compare runs/a runs/b    # any runs, on a page
 
 The metric table is printed, and kept in the run directory beside the figures.
 """
@@ -16,6 +17,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,8 @@ from mtl_keras.experiments.options import (
 )
 
 if TYPE_CHECKING:  # what takes seconds to import waits until the options are read
+    import keras
+
     from mtl_keras.data.batches import Batch
     from mtl_keras.experiments.evaluation import Evaluator
     from mtl_keras.experiments.problems import Problem
@@ -38,7 +42,9 @@ if TYPE_CHECKING:  # what takes seconds to import waits until the options are re
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluates a run or compares those of a table, as the command line says."""
     options = parse_options(EvaluateOptions, argv, positional=("run",))
-    if options.table or options.sweep:
+    if options.compare:
+        compare_any(options)
+    elif options.table or options.sweep:
         compare(options)
     else:
         evaluate(options, pathlib.Path(options.run or "runs/demo"))
@@ -46,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def compare(options: EvaluateOptions) -> None:
     """Prints and draws the comparison of the runs of a table or sweep."""
+    start_tensorflow(options.verbose)
     from mtl_keras.experiments import comparison, tables
+    from mtl_keras.experiments.comparison_report import write_comparison_report
+    from mtl_keras.experiments.reports import REPORT
     from mtl_keras.figures.tables import plot_bars, plot_sweep, plot_trajectories
 
     single = dataclasses.replace(
@@ -67,10 +76,30 @@ def compare(options: EvaluateOptions) -> None:
     comparison.write_csv(found, root / "table.csv")
     plot = plot_bars if options.table else plot_sweep
     plot(found, root / "table.png")
-    files = ["table.md", "table.csv", "table.png"]
+    groups = {name: [*seeds.values()] for name, seeds in found.runs.items()}
+    write_comparison_report(groups, found.title, root / REPORT)
+    files = ["table.md", "table.csv", "table.png", REPORT]
     if plot_trajectories(found, root / "sigmas.png"):
         files.append("sigmas.png")
     print(f"{markdown}\nAlso in {root}: {', '.join(files)}.")
+
+
+def compare_any(options: EvaluateOptions) -> None:
+    """Writes a page that compares the runs of `--compare`."""
+    start_tensorflow(options.verbose)
+    from mtl_keras.experiments.comparison_report import (
+        group_runs,
+        write_comparison_report,
+    )
+
+    allowed = ("compare", "report", "verbose")
+    for flag in differing_options(EvaluateOptions(), options, ignored=allowed):
+        raise UserError(f"{flag} does not go with --compare; leave it out.")
+    groups = group_runs(options.compare)
+    warning = write_comparison_report(groups, "Runs compared", options.report)
+    if warning:
+        print(f"Note: {warning}", file=sys.stderr)
+    print(f"The comparison is in {options.report}.")
 
 
 def evaluate(options: EvaluateOptions, directory: pathlib.Path) -> None:
@@ -101,6 +130,7 @@ def evaluate(options: EvaluateOptions, directory: pathlib.Path) -> None:
         results = evaluation.evaluate(
             trainer.network, batches, evaluators, batch_size, bar
         )
+    draw_ranking(options, problem, directory, trainer.network, results["ranking"])
     report(options, problem, directory, num_frames, results)
 
 
@@ -128,7 +158,7 @@ def make_evaluators(
     stack: contextlib.ExitStack,
 ) -> list[Evaluator]:
     """The evaluators that are asked for; `stack` ends their worker processes."""
-    from mtl_keras.experiments import evaluation
+    from mtl_keras.experiments import evaluation, ranking
     from mtl_keras.figures.objects import ObjectGallery
     from mtl_keras.instances.objects import ObjectScorer
     from mtl_keras.serving.submission import SubmissionWriter
@@ -139,6 +169,7 @@ def make_evaluators(
     evaluators: list[Evaluator] = [
         evaluation.MapScores(problem.make_metrics()),
         evaluation.ConstantBaseline(problem.make_metrics(), predictor),
+        ranking.FrameRanking(problem.make_metrics()),
         problem.make_gallery(figures / f"{options.split}.png", num_frames),
     ]
     maps, label_set = predictions_of(options, directory), problem.options.label_set
@@ -169,6 +200,33 @@ def make_evaluators(
     return evaluators
 
 
+def draw_ranking(
+    options: EvaluateOptions,
+    problem: Problem,
+    directory: pathlib.Path,
+    network: keras.Model,
+    ranking: dict[str, dict[str, tuple[int, float]]],
+) -> None:
+    """Draws the best, the median and the worst frame of each task."""
+    from mtl_keras.experiments.ranking import load_rows
+    from mtl_keras.tasks import METRICS, main_metric
+
+    chosen = {index for ranks in ranking.values() for index, _ in ranks.values()}
+    batch_size = min(options.batch_size, problem.count_frames(options.split))
+    single = dataclasses.replace(options, instances=False)
+    batches = load_batches(single, problem, batch_size)
+    rows = load_rows(network, batches, chosen, batch_size) if chosen else {}
+    for task, ranks in ranking.items():
+        metric = METRICS[main_metric(task)]
+        notes = [
+            f"{rank}: {metric.header} {score * metric.factor:.3g}\n{rows[index][0]}"
+            for rank, (index, score) in ranks.items()
+        ]
+        shown = [rows[index][1] for index, _ in ranks.values()]
+        path = directory / "figures" / f"frames_{task}.png"
+        problem.plot_frames(shown, task, notes, path)
+
+
 def report(
     options: EvaluateOptions,
     problem: Problem,
@@ -177,6 +235,7 @@ def report(
     results: dict[str, Any],
 ) -> None:
     """Prints and writes the metric table, or says that there is none."""
+    from mtl_keras.experiments.reports import write_run_report
     from mtl_keras.figures.markdown import format_metrics, name_instance_metrics
 
     if options.predictions:
@@ -194,6 +253,7 @@ def report(
         )
         return
     scores: dict[str, Any] = {"split": options.split, "frames": num_frames}
+    del results["ranking"]  # drawn
     scores |= {"instances": None} | results
     title = f"{problem.name}, split {options.split}, {num_frames} frames"
     if options.instances:
@@ -218,7 +278,8 @@ def report(
     (directory / "table.md").write_text(
         f"{title}\n\n{table}\n", encoding="utf-8", errors="surrogateescape"
     )
-    print(f"\n{title}\n\n{table}")
+    write_run_report(directory)
+    print(f"\n{title}\n\n{table}\n\nAlso in {directory}: report.html.")
 
 
 def predictions_of(options: EvaluateOptions, directory: pathlib.Path) -> pathlib.Path:

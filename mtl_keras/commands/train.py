@@ -86,6 +86,7 @@ def train(options: TrainOptions, export: bool = True) -> None:
 
     from mtl_keras.experiments import runs, setup
     from mtl_keras.experiments.problems import open_problem
+    from mtl_keras.experiments.reports import write_run_report
 
     setup.check_options(options)
     if not export and (runs.check_directory(options) / "result.json").exists():
@@ -102,6 +103,7 @@ def train(options: TrainOptions, export: bool = True) -> None:
             fit(trainer, problem, directory, epochs, steps_per_epoch)
         draw_history(options, directory)
         runs.write_result(directory)
+        write_run_report(directory)
         if export:
             export_best(trainer, problem, directory)
 
@@ -118,10 +120,11 @@ def fit(
     Keras validates after every epoch; the table of a run is computed apart from this,
     for the reason that `experiments.evaluation` gives.
     """
-    from mtl_keras.experiments import callbacks, evaluation, runs, setup
+    from mtl_keras.experiments import callbacks, environment, evaluation, runs, setup
 
     options, num_steps = problem.options, epochs * steps_per_epoch
     evaluation.write_constant_predictor(problem, directory)
+    environment.write_environment(directory)
     trainer.compile(
         setup.build_optimizer(options, num_steps),
         jit_compile=setup.choose_jit(options),

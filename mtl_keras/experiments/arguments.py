@@ -20,6 +20,7 @@ def option(
     help: str,
     parse: Callable[[str], Any] | None = None,
     choices: Sequence[str] | None = None,
+    nargs: str | None = None,
 ) -> Any:
     """Declares an option, a field of a dataclass.
 
@@ -28,8 +29,15 @@ def option(
         help: str, for `--help`; the default is added, unless it is mentioned.
         parse: reads the argument. Defaults to the type of `default`.
         choices: optional, the values that are allowed.
+        nargs: optional, `"+"` for a tuple of several arguments after one flag, each of
+            which `parse` reads.
     """
-    metadata = {"help": help, "parse": parse or type(default), "choices": choices}
+    metadata = {
+        "help": help,
+        "parse": parse or type(default),
+        "choices": choices,
+        "nargs": nargs,
+    }
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -72,7 +80,7 @@ def parse_given(
         default = _default(field)
         help = field.metadata["help"].replace("%", "%%")
         if "default:" not in help:
-            help += f" (default: {_as_text(default)})"
+            help += f" (default: {as_text(default)})"
         settings = {"help": help}
         if isinstance(default, bool):
             settings["action"] = argparse.BooleanOptionalAction
@@ -84,6 +92,8 @@ def parse_given(
             nargs = "*" if isinstance(default, tuple) else "?"
             parser.add_argument(field.name, nargs=nargs, **settings)
         else:
+            if field.metadata["nargs"]:
+                settings["nargs"] = field.metadata["nargs"]
             parser.add_argument(flag_of(field.name), **settings)
     if recipes:
         parser.epilog = "Recipes: " + "; ".join(
@@ -301,17 +311,17 @@ def _default(field):
 
 def _describe(values):
     return ", ".join(
-        f"{flag_of(name)} {_as_text(value)}" for name, value in values.items()
+        f"{flag_of(name)} {as_text(value)}" for name, value in values.items()
     )
 
 
-def _as_text(value):
+def as_text(value: Any) -> str:
     """A value as it is written after its flag."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return ",".join(f"{key}={_as_text(item)}" for key, item in value.items())
+        return ",".join(f"{key}={as_text(item)}" for key, item in value.items())
     if isinstance(value, tuple):
         sizes = all(isinstance(item, int) for item in value)
-        return ("x" if sizes else ",").join(map(_as_text, value))
+        return ("x" if sizes else ",").join(map(as_text, value))
     return str(value)

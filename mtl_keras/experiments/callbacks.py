@@ -1,6 +1,7 @@
 """The callbacks of a run: progress, checkpoints, logs, all of them resumable."""
 
 import contextlib
+import csv
 import pathlib
 import time
 from collections.abc import Iterator
@@ -60,6 +61,49 @@ class ProgressReport(keras.callbacks.Callback):
             self.bar.close()
 
 
+class EpochClock(keras.callbacks.Callback):
+    """Writes a line per epoch to `epochs.csv`: the seconds of its training and of its
+    validation, the images trained per second, and the learning rate at its end.
+
+    Args:
+        directory: that of the run.
+        batch_size: int.
+    """
+
+    def __init__(self, directory: pathlib.Path, batch_size: int) -> None:
+        super().__init__()
+        self.path = directory / "epochs.csv"
+        self.batch_size = batch_size
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.started = self.trained = time.perf_counter()
+        self.rate = 0.0
+
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        if batch + 1 == self.params["steps"]:
+            self.trained = time.perf_counter()
+            rate = self.model.optimizer.learning_rate
+            self.rate = float(keras.ops.convert_to_numpy(rate))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        seconds = self.trained - self.started
+        row = {
+            "epoch": epoch,
+            "train_seconds": round(seconds, 3),
+            "val_seconds": round(time.perf_counter() - self.trained, 3),
+            "images_per_second": self.params["steps"] * self.batch_size / seconds,
+            "learning_rate": self.rate,
+        }
+        is_new = not self.path.exists() or not self.path.stat().st_size
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, row)
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
+
+
 def make_callbacks(
     directory: pathlib.Path, problem: Problem, num_steps: int
 ) -> list[keras.callbacks.Callback]:
@@ -78,6 +122,7 @@ def make_callbacks(
     return [
         keras.callbacks.TerminateOnNaN(raise_error=True),
         ProgressReport(num_steps),
+        EpochClock(directory, problem.options.batch_size),
         *plateau,  # before what logs and saves the learning rate
         keras.callbacks.ModelCheckpoint(
             directory / "checkpoints" / "best.weights.h5",

@@ -7,7 +7,7 @@ import json
 import pathlib
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mtl_keras.errors import UserError
@@ -115,7 +115,10 @@ def compare_runs(
         options=options,
         runs=runs,
         diverged={key: diverged[key] for key in order if key in diverged},
-        scores={key: _read_scores(seeds, table) for key, seeds in runs.items()},
+        scores={
+            key: read_scores([*seeds.values()], table.metrics)
+            for key, seeds in runs.items()
+        },
         constants=_read_constants(runs, table),
         published=find_published(name, pair),
     )
@@ -246,14 +249,17 @@ def _count_diverged(root):
     )
 
 
-def _read_scores(seeds, table):
-    """`{metric: Score}` of the runs of a row."""
+def read_scores(
+    directories: Sequence[pathlib.Path], metrics: Iterable[str]
+) -> dict[str, Score]:
+    """`{metric: Score}` of finished runs that differ in their seed, in the units of
+    the columns."""
     results = [
         json.loads((path / "result.json").read_text(encoding="utf-8"))
-        for path in seeds.values()
+        for path in directories
     ]
     scores = {}
-    for metric in table.metrics:
+    for metric in metrics:
         values = [
             result[metric] * METRICS[metric].factor
             for result in results
@@ -277,8 +283,12 @@ def _read_constants(runs, table):
     return {m: found[m] * METRICS[m].factor for m in table.metrics if m in found}
 
 
-def _is_near_best(comparison, metric, score):
-    scores = [row[metric] for row in comparison.scores.values() if metric in row]
+def is_near_best(
+    all_scores: Iterable[Mapping[str, Score]], metric: str, score: Score
+) -> bool:
+    """Whether a score is the best of a column, or no more than one standard deviation
+    (that of the two rows, pooled) away from it."""
+    scores = [row[metric] for row in all_scores if metric in row]
     pick = max if METRICS[metric].higher_is_better else min
     best = pick(scores, key=lambda s: s.mean)
     squares = sum((s.num_runs - 1) * (s.std or 0) ** 2 for s in (best, score))
@@ -291,7 +301,11 @@ def _format_cell(comparison, metric, scores):
         return ""
     score = scores[metric]
     text = format_score(score)
-    return f"**{text}**" if _is_near_best(comparison, metric, score) else text
+    return (
+        f"**{text}**"
+        if is_near_best(comparison.scores.values(), metric, score)
+        else text
+    )
 
 
 def _describe_count(comparison, key):

@@ -93,7 +93,8 @@ class MapScores(Evaluator):
 
     def result(self) -> dict[str, Any]:
         """`metrics`, `{task/metric: float}` without the tasks that have no valid
-        element, and `per_class_iou`, `{class name: IoU or None}`."""
+        element, `per_class_iou`, `{class name: IoU or None}`, and `confusion`, see
+        `EvaluatedMeanIoU`, or `None`."""
         found = {task: m for task, m in self.metrics.items() if self.num_valid[task]}
         return {
             "metrics": {
@@ -108,6 +109,15 @@ class MapScores(Evaluator):
                 if hasattr(metric, "per_class_iou")
                 for name, iou in metric.per_class_iou().items()
             },
+            "confusion": next(
+                (
+                    metric.confusion().tolist()
+                    for metrics in found.values()
+                    for metric in metrics
+                    if hasattr(metric, "confusion")
+                ),
+                None,
+            ),
         }
 
 

@@ -226,6 +226,12 @@ class EvaluateOptions:
         "", "compare the runs of train.py --table", choices=tuple(TABLES)
     )
     sweep: tuple = option((), "compare the runs of train.py --sweep", parse_task_pair)
+    compare: tuple = option(
+        (), "compare any finished runs on one page, --report", parse_path, nargs="+"
+    )
+    report: str = option(
+        "comparison.html", "the page that --compare writes", parse_path
+    )
     data: str = option(
         "", "Cityscapes tree to evaluate on (default: the run's data)", parse_path
     )

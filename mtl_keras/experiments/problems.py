@@ -19,7 +19,7 @@ from mtl_keras.data import pipelines, records, small_images
 from mtl_keras.errors import UserError
 from mtl_keras.experiments.constant_predictor import ConstantPredictor
 from mtl_keras.experiments.options import TrainOptions
-from mtl_keras.figures.maps import MapGallery
+from mtl_keras.figures.maps import MapGallery, Row, plot_maps
 from mtl_keras.figures.small_images import SmallImageGallery
 from mtl_keras.hints import Destination
 from mtl_keras.model import build_network, build_small_network
@@ -97,6 +97,12 @@ class Problem(abc.ABC):
         """An evaluator that draws some of `num_frames` frames into the file `path`,
         which may be an open one."""
 
+    @abc.abstractmethod
+    def plot_frames(
+        self, rows: Sequence[Row], task: str, notes: Sequence[str], path: Destination
+    ) -> None:
+        """Draws a few frames and what was predicted of a task, with a note on each."""
+
 
 class Scenes(Problem):
     """Street scenes: semantics, votes for instance centres, depth."""
@@ -164,6 +170,12 @@ class Scenes(Problem):
     def make_gallery(self, path: Destination, num_frames: int) -> MapGallery:
         return MapGallery(path, num_frames, self.options.label_set)
 
+    def plot_frames(
+        self, rows: Sequence[Row], task: str, notes: Sequence[str], path: Destination
+    ) -> None:
+        label_set = self.options.label_set
+        plot_maps(rows, label_set, path, tasks=[task], notes=notes)
+
 
 class SmallImages(Problem):
     """Small grey images: their class, and themselves through a narrow code."""
@@ -222,3 +234,10 @@ class SmallImages(Problem):
 
     def make_gallery(self, path: Destination, num_frames: int) -> SmallImageGallery:
         return SmallImageGallery(path, num_frames, self.class_names)
+
+    def plot_frames(
+        self, rows: Sequence[Row], task: str, notes: Sequence[str], path: Destination
+    ) -> None:
+        gallery = SmallImageGallery(path, len(rows), self.class_names)
+        gallery.rows = [*rows]
+        gallery.result()

@@ -4,6 +4,9 @@ options.json     the options of train.py
 checkpoints/     best.weights.h5, and last/ to go on from
 result.json      the scores after the last step; diverged.txt if there are none
 history.csv      losses, metrics, sigmas and weights by epoch
+epochs.csv       seconds, images per second and learning rate by epoch
+environment.json     machine and versions that it was trained with
+report.html      all of this as a page
 tensorboard/     the same for TensorBoard
 constant.json    the constant predictor of the training split, and its scores
 lock             held by the process that trains
@@ -139,16 +142,19 @@ def finished_epochs(directory: pathlib.Path) -> int:
 
 def drop_unfinished_epochs(directory: pathlib.Path) -> None:
     """Forgets what was logged after the last checkpoint was written."""
-    path = directory / "history.csv"
-    if path.exists():
-        lines = path.read_bytes().splitlines(keepends=True)
-        kept = finished_epochs(directory)
-        path.write_bytes(b"".join(lines[: kept + 1]) if kept else b"")
+    for path in (directory / "history.csv", directory / "epochs.csv"):
+        if path.exists():
+            lines = path.read_bytes().splitlines(keepends=True)
+            kept = finished_epochs(directory)
+            path.write_bytes(b"".join(lines[: kept + 1]) if kept else b"")
 
 
-def read_history(directory: pathlib.Path) -> list[dict[str, float]]:
-    """Rows of `history.csv`, `{column: float}`; empty if there is none yet."""
-    path = pathlib.Path(directory) / "history.csv"
+def read_history(
+    directory: pathlib.Path, name: str = "history.csv"
+) -> list[dict[str, float]]:
+    """Rows of `history.csv`, or of `epochs.csv`, `{column: float}`; empty if there is
+    none yet."""
+    path = pathlib.Path(directory) / name
     if not path.exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:

@@ -51,6 +51,8 @@ def check_evaluation(options: EvaluateOptions, trained: TrainOptions) -> None:
             f"--data names a Cityscapes tree, but {options.run} is a run on "
             f"{trained.dataset}; leave it out."
         )
+    if options.report != type(options)().report:
+        raise UserError("--report is where --compare writes; add --compare RUN RUN.")
     for name in ("instances", "predictions", "submission"):
         if getattr(options, name) and trained.dataset != "scenes":
             raise UserError(

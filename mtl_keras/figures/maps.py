@@ -1,6 +1,6 @@
 """Maps of street scenes, true and predicted, as pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,58 +82,76 @@ class MapGallery:
         return {}
 
     def plot(self, path: Destination, with_truth: bool = True) -> None:
-        """Draws input, truth and prediction side by side, a row for each frame.
+        """Draws the picture, see `plot_maps`."""
+        plot_maps(self.rows, self.label_set, path, with_truth)
 
-        Classes have the official colours, offsets the hue of their direction and
-        the saturation of their length, disparity a perceptual scale but for the sky,
-        which has the colour of its class. What is not valid is grey. With classes and
-        votes there are also objects: one that is found has the colour of the true
-        one, any other is white.
-        """
-        tasks = list(self.rows[0].predictions)
-        with_objects = {"semantic", "instance"} <= set(tasks)
-        height, width = self.rows[0].image.shape[:2]
-        kinds = ("truth", "prediction") if with_truth else ("prediction",)
-        num_views = len(tasks) + with_objects
-        num_columns = 1 + len(kinds) * num_views
-        cell_height = 2.8 * height / width
-        figure = Figure(
-            figsize=(2.8 * num_columns, cell_height * len(self.rows) + 1.3),
-            layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0),
-        )
-        (above,), (below,) = figure.subfigures(
-            2, 1, squeeze=False, height_ratios=[cell_height * len(self.rows) + 0.3, 1.0]
-        )
-        axes = above.subplots(len(self.rows), num_columns, squeeze=False)
-        legends = below.subplots(1, 1 + num_views, width_ratios=[1] + [2] * num_views)
-        for axis in [*axes.flat, *legends]:
-            axis.set_axis_off()
-        axes[0, 0].set_title("input")
-        for row, axis in zip(self.rows, axes[:, 0]):
-            axis.imshow(row.image)
-        for i, (task, legend) in enumerate(zip(tasks, legends[1:])):
-            columns = axes[:, 1 + i * len(kinds) :][:, : len(kinds)]
-            paint = PAINTERS[task](self.rows, self.label_set, legend)
-            for row, cells in zip(self.rows, columns):
-                shown = {
-                    "truth": paint_truth(row, task, self.label_set, paint),
-                    "prediction": paint_prediction(row, task, self.label_set, paint),
-                }
-                _show(cells, kinds, shown)
-            _set_titles(columns[0], kinds, task)
-        if with_objects:
-            columns = axes[:, -len(kinds) :]
-            for row, cells in zip(self.rows, columns):
-                _show(cells, kinds, paint_objects(row, self.label_set))
-            _set_titles(columns[0], kinds, "objects")
-            legends[-1].text(
-                0,
-                1,
-                "colour: found (overlap above\none half); white: not",
-                fontsize=8,
-                va="top",
-            )
-        figure.savefig(path, dpi=110)
+
+def plot_maps(
+    rows: Sequence[Row],
+    label_set: str,
+    path: Destination,
+    with_truth: bool = True,
+    tasks: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> None:
+    """Draws input, truth and prediction side by side, a row for each frame.
+
+    Classes have the official colours, offsets the hue of their direction and the
+    saturation of their length, disparity a perceptual scale but for the sky, which has
+    the colour of its class. What is not valid is grey. With classes and votes there are
+    also objects: one that is found has the colour of the true one, any other is white.
+
+    Args:
+        rows: the frames.
+        label_set: str, a key of `cityscapes.LABEL_SETS`.
+        path: where the picture goes.
+        with_truth: bool. Whether there is a truth to show.
+        tasks: those that are shown. Defaults to all, and the objects.
+        notes: what is written over the inputs.
+    """
+    with_objects = not tasks and {"semantic", "instance"} <= set(rows[0].predictions)
+    tasks = tasks or list(rows[0].predictions)
+    height, width = rows[0].image.shape[:2]
+    kinds = ("truth", "prediction") if with_truth else ("prediction",)
+    num_views = len(tasks) + with_objects
+    num_columns = 1 + len(kinds) * num_views
+    cell_height = 2.8 * height / width
+    figure = Figure(
+        figsize=(2.8 * num_columns, cell_height * len(rows) + 1.3),
+        layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0),
+    )
+    (above,), (below,) = figure.subfigures(
+        2, 1, squeeze=False, height_ratios=[cell_height * len(rows) + 0.3, 1.0]
+    )
+    axes = above.subplots(len(rows), num_columns, squeeze=False)
+    legends = below.subplots(1, 1 + num_views, width_ratios=[1] + [2] * num_views)
+    for axis in [*axes.flat, *legends]:
+        axis.set_axis_off()
+    axes[0, 0].set_title("input")
+    for row, axis in zip(rows, axes[:, 0]):
+        axis.imshow(row.image)
+    for note, axis in zip(notes, axes[:, 0]):
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 2}
+        axis.text(4, 4, note, fontsize=8, va="top", bbox=box)
+    for i, (task, legend) in enumerate(zip(tasks, legends[1:])):
+        columns = axes[:, 1 + i * len(kinds) :][:, : len(kinds)]
+        paint = PAINTERS[task](rows, label_set, legend)
+        for row, cells in zip(rows, columns):
+            shown = {
+                "truth": paint_truth(row, task, label_set, paint),
+                "prediction": paint_prediction(row, task, label_set, paint),
+            }
+            _show(cells, kinds, shown)
+        _set_titles(columns[0], kinds, task)
+    if with_objects:
+        columns = axes[:, -len(kinds) :]
+        for row, cells in zip(rows, columns):
+            _show(cells, kinds, paint_objects(row, label_set))
+        _set_titles(columns[0], kinds, "objects")
+        if with_truth:
+            note = "colour: found (overlap above\none half); white: not"
+            legends[-1].text(0, 1, note, fontsize=8, va="top")
+    figure.savefig(path, dpi=110)
 
 
 def _show(cells, kinds, shown):
