@@ -24,6 +24,8 @@ NOISE = re.compile(
     r"|cuda_(executor|diagnostics|platform)\.cc|TF-TRT Warning"
     r"|optimized to use available CPU instructions|rebuild TensorFlow with"
 )
+# The extra of packages that not all commands need.
+EXTRAS = {"gradio": "app"}
 NVIDIA_DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")  # a folder for each GPU
 
 
@@ -47,7 +49,7 @@ def run_command(main: Callable[..., None], *arguments: Any) -> None:
             raise
         _exit_with(
             f"The package {name} is not installed; what the commands need comes with "
-            "pip install 'mtl-keras[tensorflow]'."
+            f"pip install 'mtl-keras[{EXTRAS.get(name, 'tensorflow')}]'."
         )
     except UnicodeEncodeError as error:
         _exit_with(

@@ -24,7 +24,9 @@ from mtl_keras.commands.console import start_tensorflow
 from mtl_keras.errors import UserError
 from mtl_keras.experiments.arguments import parse_options
 from mtl_keras.experiments.options import (
+    DEFAULT_MODEL,
     ENDINGS,
+    AppOptions,
     PredictOptions,
     TrainOptions,
     read_options,
@@ -38,7 +40,6 @@ if TYPE_CHECKING:  # what takes seconds to import waits until the options are re
     from mtl_keras.serving.models import ServedModel
     from mtl_keras.serving.videos import Video
 
-DEFAULT_MODEL = "runs/demo"
 # What each kind of file is made from.
 TASKS_OF_KINDS = {
     "picture": {"semantic", "instance", "depth"},
@@ -195,7 +196,7 @@ def look(
 
 
 def open_model(
-    path: pathlib.Path, options: PredictOptions
+    path: pathlib.Path, options: PredictOptions | AppOptions
 ) -> tuple[ServedModel, Callable[[np.ndarray], Lens | None]]:
     """The model, and a function from a picture to the lens it was taken with.
 
