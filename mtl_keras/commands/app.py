@@ -18,12 +18,16 @@ import tempfile
 import time
 import webbrowser
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from mtl_keras.commands.console import start_tensorflow
 from mtl_keras.commands.predict import is_model, open_model
 from mtl_keras.errors import UserError
 from mtl_keras.experiments.arguments import parse_options
 from mtl_keras.experiments.options import AppOptions
+
+if TYPE_CHECKING:
+    import gradio as gr
 
 PORTS = range(7860, 7960)
 NUM_EXAMPLES = 4
@@ -64,12 +68,12 @@ def serve(options: AppOptions, folder: pathlib.Path) -> None:
     port = find_port(options.host, options.port)
     set_environment(folder)
     start_tensorflow(options.verbose)
-    from mtl_keras.commands import page
+    from mtl_keras.commands.page import build_page
 
     model, lens_of = open_model(path, options)
-    blocks = page.build_page(model, lens_of, render_examples(folder))
+    blocks = build_page(model, lens_of, render_examples(folder))
     try:
-        address = page.launch(blocks, options.host, port)
+        address = launch(blocks, options.host, port)
     except OSError as error:  # somebody was faster
         raise UserError(f"Port {port} is in use; choose another --port.") from error
     print(f"{path} is at {address} (Ctrl-C ends it).", flush=True)
@@ -79,14 +83,36 @@ def serve(options: AppOptions, folder: pathlib.Path) -> None:
             "has no password.",
             file=sys.stderr,
         )
-    try:
-        if options.browser and has_screen():
-            webbrowser.open(address)
-        while True:
-            time.sleep(1)
-    finally:
-        blocks.server.force_exit = True  # without waiting for open pages
-        blocks.close(verbose=False)
+    if options.browser and has_screen():
+        webbrowser.open(address)
+    # The server is a daemon thread: it ends with this one, and does not wait until
+    # every browser has closed the page.
+    while True:
+        time.sleep(1)
+
+
+def launch(blocks: gr.Blocks, host: str, port: int) -> str:
+    """Serves a page on a free port, in a thread, and returns its address."""
+    from mtl_keras.commands.page import STYLE, THEME
+
+    blocks.launch(
+        server_name=f"[{host}]" if ":" in host else host,
+        server_port=port,
+        theme=THEME,
+        css=STYLE,
+        footer_links=[],
+        state_session_capacity=16,  # a picture and its outputs may take 200 MB
+        # What variables of the environment could turn on.
+        share=False,
+        mcp_server=False,
+        ssr_mode=False,
+        run_history=False,
+        enable_monitoring=False,
+        inline=False,
+        prevent_thread_lock=True,
+        quiet=True,
+    )
+    return str(blocks.local_url)
 
 
 def set_environment(folder: pathlib.Path) -> None:

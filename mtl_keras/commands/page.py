@@ -83,7 +83,7 @@ def build_page(
     lens_of: Callable[[np.ndarray], Lens | None],
     examples: Sequence[pathlib.Path] = (),
 ) -> gr.Blocks:
-    """The page, for `launch`.
+    """The page, to be launched with `THEME` and `STYLE`.
 
     Args:
         model: `ServedModel`. The page has no place for the tasks that it lacks.
@@ -116,28 +116,6 @@ def build_page(
                     }
         _connect(model, lens_of, kept, field, controls, results)
     return page
-
-
-def launch(page: gr.Blocks, host: str, port: int) -> str:
-    """Serves a page on a free port and returns its address; `page.close()` ends it."""
-    page.launch(
-        server_name=f"[{host}]" if ":" in host else host,
-        server_port=port,
-        theme=THEME,
-        css=STYLE,
-        footer_links=[],
-        state_session_capacity=16,  # a picture and its outputs may take 200 MB
-        # What variables of the environment could turn on.
-        share=False,
-        mcp_server=False,
-        ssr_mode=False,
-        run_history=False,
-        enable_monitoring=False,
-        inline=False,
-        prevent_thread_lock=True,
-        quiet=True,
-    )
-    return str(page.local_url)
 
 
 def _connect(model, lens_of, kept, field, controls, results):
