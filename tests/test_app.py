@@ -369,6 +369,7 @@ def test_a_picture_is_dropped_and_sliders_are_moved(
             seen.wait_for_function("document.images.length >= 8")
             objects = seen.locator("img[src*='image']").nth(-1).get_attribute("src")
             assert model.num_calls == before + 1
+            assert not seen.get_by_text("Error", exact=True).count()
             check(seen, address)
             slider.press("End")
             wait_for(seen, moved)
@@ -393,6 +394,7 @@ def test_a_picture_is_dropped_and_sliders_are_moved(
             )
             drop(seen, tmp_path / "b.png")
             wait_for(seen, "b.png is not a picture; choose another.")
+            assert seen.get_by_text("Error", exact=True).count() == 1
             check(seen, address)
     finally:
         blocks.close(verbose=False)

@@ -9,6 +9,7 @@ import pytest
 
 from mtl_keras.experiments.arguments import parse_given
 from mtl_keras.experiments.options import (
+    AppOptions,
     EvaluateOptions,
     PredictOptions,
     SeriesOptions,
@@ -23,7 +24,9 @@ DOCUMENTS = [
 ]
 LINK = re.compile(r"\]\(\s*([^)\s]+)\s*\)")
 # A command ends with its line, at a comment, or where inline code ends.
-COMMAND = re.compile(r"python (train|evaluate|predict)\.py([^`#\n]*)")
+COMMAND = re.compile(
+    r"python (?:(train|evaluate|predict)\.py|-m mtl_keras (app))([^`#\n]*)"
+)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 OTHER_OPTIONS = {"--help", "--pictures", "--preset", "--rounds"}  # of benchmarks
 MODULE = re.compile(r"python -m ((?:benchmarks|examples|docs)\.\w+)")
@@ -35,10 +38,10 @@ def read(document):
 
 
 def commands_of(document):
-    for script, arguments in COMMAND.findall(read(document)):
+    for script, command, arguments in COMMAND.findall(read(document)):
         for placeholder, value in PLACEHOLDERS.items():
             arguments = arguments.replace(placeholder, value)
-        yield script, arguments.split()
+        yield script or command, arguments.split()
 
 
 def headings_of(path):
@@ -67,18 +70,26 @@ def test_commands_parse(document):
                 plan_runs(arguments)
             elif script == "evaluate":
                 parse_given(EvaluateOptions, arguments, positional=("run",))
+            elif script == "app":
+                parse_given(AppOptions, arguments, positional=("model",))
             else:
                 parse_given(PredictOptions, arguments, positional=("inputs",))
         except SystemExit as error:
-            raise AssertionError(f"{script}.py {' '.join(arguments)}") from error
+            raise AssertionError(f"{script} {' '.join(arguments)}") from error
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_options_exist(document):
     known = {
-        f"--{field.name.replace('_', '-')}"
-        for options_class in (SeriesOptions, EvaluateOptions, PredictOptions)
+        f"--{negation}{field.name.replace('_', '-')}"
+        for options_class in (
+            SeriesOptions,
+            EvaluateOptions,
+            PredictOptions,
+            AppOptions,
+        )
         for field in dataclasses.fields(options_class)
+        for negation in (["", "no-"] if field.type is bool else [""])
     }
     assert set(OPTION.findall(read(document))) <= known | OTHER_OPTIONS
 
