@@ -34,7 +34,7 @@ class Slider(NamedTuple):
 
 # Those of all methods; a method has some of them.
 SLIDERS = {
-    "eps": Slider("Votes this near to each other share an object.", 0.25, 10, 0.25),
+    "eps": Slider("How near votes share an object.", 0.25, 10, 0.25),
     "xi": Slider("How steep the edge of a cloud of votes is.", 0.01, 0.99, 0.01),
     "min_samples": Slider("Votes that make a place dense.", 2, 60, 1),
     "min_cluster_size": Slider("Fewest votes for an object.", 2, 200, 1),
