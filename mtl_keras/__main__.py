@@ -1,11 +1,11 @@
-"""`python -m mtl_keras train`, `evaluate` and `predict`."""
+"""`python -m mtl_keras train`, `evaluate`, `predict` and `app`."""
 
 import importlib
 import sys
 
 from mtl_keras.commands.console import run_command
 
-COMMANDS = ("train", "evaluate", "predict")
+COMMANDS = ("train", "evaluate", "predict", "app")
 
 
 def main(command: str | None = None) -> None:

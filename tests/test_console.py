@@ -90,7 +90,7 @@ def test_the_package_is_a_command():
             text=True,
         )
 
-    assert "{train,evaluate,predict}" in call().stdout
+    assert "{train,evaluate,predict,app}" in call().stdout
     done = call("train", "--help")
     assert done.returncode == 0 and done.stdout.startswith("usage: python -m mtl_keras")
     done = call("serve")

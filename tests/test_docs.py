@@ -9,6 +9,7 @@ import pytest
 
 from mtl_keras.experiments.arguments import parse_given
 from mtl_keras.experiments.options import (
+    AppOptions,
     EvaluateOptions,
     PredictOptions,
     SeriesOptions,
@@ -26,7 +27,7 @@ DOCUMENTS = [
 LINK = re.compile(r"\]\(\s*([^)\s]+)\s*\)")
 # A command ends with its line, at a comment, or where inline code ends.
 COMMAND = re.compile(
-    r"python (?:-m mtl_keras )?(train|evaluate|predict)(?:\.py)?\b([^`#\n]*)"
+    r"python (?:-m mtl_keras )?(train|evaluate|predict|app)(?:\.py)?\b([^`#\n]*)"
 )
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 OTHER_OPTIONS = {
@@ -74,10 +75,12 @@ def test_commands_parse(document):
                 plan_runs(arguments)
             elif script == "evaluate":
                 parse_given(EvaluateOptions, arguments, positional=("run",))
+            elif script == "app":
+                parse_given(AppOptions, arguments, positional=("model",))
             else:
                 parse_given(PredictOptions, arguments, positional=("inputs",))
         except SystemExit as error:
-            raise AssertionError(f"{script}.py {' '.join(arguments)}") from error
+            raise AssertionError(f"{script} {' '.join(arguments)}") from error
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -85,9 +88,15 @@ def test_options_exist(document):
     if document.name == "CHANGELOG.md":  # about earlier ones, too
         return
     known = {
-        f"--{field.name.replace('_', '-')}"
-        for options_class in (SeriesOptions, EvaluateOptions, PredictOptions)
+        f"--{negation}{field.name.replace('_', '-')}"
+        for options_class in (
+            SeriesOptions,
+            EvaluateOptions,
+            PredictOptions,
+            AppOptions,
+        )
         for field in dataclasses.fields(options_class)
+        for negation in (["", "no-"] if field.type is bool else [""])
     }
     assert set(OPTION.findall(read(document))) <= known | OTHER_OPTIONS
 

@@ -43,6 +43,7 @@ LIBRARY_IMPORTS = {
 }
 # Those that `--help` and worker processes import, which do not wait for Keras.
 LIGHT = (
+    "commands.app",
     "commands.console",
     "commands.evaluate",
     "commands.predict",

@@ -24,6 +24,8 @@ NOISE = re.compile(
     r"|cuda_(executor|diagnostics|platform)\.cc|TF-TRT Warning"
     r"|optimized to use available CPU instructions|rebuild TensorFlow with"
 )
+# The extra of packages that not all commands need.
+EXTRAS = {"gradio": "app"}
 NVIDIA_DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")  # a folder for each GPU
 
 
@@ -45,10 +47,10 @@ def run_command(main: Callable[..., None], *arguments: Any) -> None:
         name = (error.name or "mtl_keras").partition(".")[0]
         if name == "mtl_keras":
             raise
+        extra = EXTRAS.get(name, "tensorflow")
         _exit_with(
             f"The package {name} is not installed; the commands need the extra "
-            "`tensorflow` of this package: in the checkout, pip install "
-            "'.[tensorflow]'."
+            f"`{extra}` of this package: in the checkout, pip install '.[{extra}]'."
         )
     except UnicodeEncodeError as error:
         _exit_with(

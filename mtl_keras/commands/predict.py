@@ -25,6 +25,8 @@ from mtl_keras.errors import UserError
 from mtl_keras.experiments.arguments import parse_options
 from mtl_keras.experiments.kinds import KINDS
 from mtl_keras.experiments.options import (
+    DEFAULT_MODEL,
+    AppOptions,
     PredictOptions,
     TrainOptions,
     check_clustering,
@@ -39,7 +41,6 @@ if TYPE_CHECKING:  # what takes seconds to import waits until the options are re
     from mtl_keras.serving.models import ServedModel
     from mtl_keras.serving.videos import Video
 
-DEFAULT_MODEL = "runs/demo"
 WHEN_INTERRUPTED = "Start again with the pictures that are left, or with --overwrite."
 
 
@@ -191,7 +192,7 @@ def draw_frame(
 
 
 def open_model(
-    path: pathlib.Path, options: PredictOptions
+    path: pathlib.Path, options: PredictOptions | AppOptions
 ) -> tuple[ServedModel, Callable[[np.ndarray], StereoCamera | None]]:
     """The model, and a function from a picture to the camera it was taken with.
 

@@ -274,6 +274,15 @@ def parse_positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     return parse
 
 
+def parse_port(text: str) -> int:
+    """A TCP port."""
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 2**16:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a port: write a whole number from 1 to 65535"
+        )
+    return int(text)
+
+
 def parse_not_negative(text: str) -> float:
     """A number of 0 or more."""
     try:

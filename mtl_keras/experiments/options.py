@@ -25,6 +25,7 @@ from mtl_keras.experiments.arguments import (
     parse_not_negative,
     parse_numbers,
     parse_path,
+    parse_port,
     parse_positive,
     parse_range,
     parse_recipe,
@@ -282,6 +283,15 @@ class EvaluateOptions:
     verbose: bool = option(False, VERBOSE)
 
 
+# Of commands that read pictures.
+DEFAULT_MODEL = "runs/demo"
+CAMERA_HELP = (
+    "FOCAL,BASELINE of the camera, in pixels of the picture and metres: adds the "
+    "distance of objects (default: unknown; that of Cityscapes for its pictures, if "
+    "the model is a run on them)"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class PredictOptions:
     """Predict pictures: classes, objects and depth, each at the picture's own size."""
@@ -299,13 +309,7 @@ class PredictOptions:
         "model has the tasks for)",
         parse_kinds(KINDS),
     )
-    camera: tuple = option(
-        (),
-        "FOCAL,BASELINE of the camera, in pixels of the picture and metres: adds the "
-        "distance of objects (default: unknown; that of Cityscapes for its pictures, "
-        "if the model is a run on them)",
-        parse_camera,
-    )
+    camera: tuple = option((), CAMERA_HELP, parse_camera)
     method: str = option(
         "optics",
         "how clusters of votes are found; see mtl_keras.instances.cluster_offsets",
@@ -324,6 +328,28 @@ class PredictOptions:
     )
     batch_size: int = option(8, "pictures at a time", parse_positive(int))
     overwrite: bool = option(False, "replace files of earlier predictions")
+    verbose: bool = option(False, VERBOSE)
+
+
+@dataclasses.dataclass(frozen=True)
+class AppOptions:
+    """Open a page in the browser that shows what a model sees in a picture: classes,
+    objects and depth. Nobody but this machine can reach it, unless --host is given."""
+
+    model: str = option(
+        DEFAULT_MODEL, "the model, a run of train.py or a SavedModel", parse_path
+    )
+    host: str = option(
+        "127.0.0.1",
+        "address to listen on; another one than the default lets others use the page, "
+        "which has no password",
+        parse_path,
+    )
+    port: int = option(
+        0, "port to listen on (default: 7860, or the next free one)", parse_port
+    )
+    browser: bool = option(True, "open the page in the browser, if there is a screen")
+    camera: tuple = option((), CAMERA_HELP, parse_camera)
     verbose: bool = option(False, VERBOSE)
 
 

@@ -1,7 +1,7 @@
 """One picture and what a network says about it, side by side."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import matplotlib
@@ -14,6 +14,13 @@ from mtl_keras.figures.overlays import distinct_colors
 CELL_WIDTHS = 480, 960  # smallest and largest width of a cell in pixels
 TITLE_HEIGHT = 24
 GAP = 6
+
+
+class Cell(NamedTuple):
+    """A picture `(h, w, 3)` uint8 RGB and what is written above it."""
+
+    title: str
+    picture: np.ndarray
 
 
 def draw_panel(
@@ -39,24 +46,41 @@ def draw_panel(
     Returns:
         `(h, w, 3)` uint8 RGB: two cells in a row, each of the picture's proportions.
     """
+    cells = draw_cells(picture, classes, instances, disparity, objects)
+    height, width = cells["input"].picture.shape[:2]
+    legend = []
+    if all_classes and classes is not None:
+        legend = [(label.name, label.color) for label in EVALUATED]
+    elif classes is not None:
+        legend = list_classes(_resize(classes, width, height, cv2.INTER_NEAREST))
+    return _arrange([*cells.values()], legend, width, height)
+
+
+def draw_cells(
+    picture: np.ndarray,
+    classes: np.ndarray | None,
+    instances: np.ndarray | None,
+    disparity: np.ndarray | None,
+    objects: Sequence[Mapping[str, Any]],
+) -> dict[str, Cell]:
+    """The cells of `draw_panel`, all of one size: `input` and, of what there is,
+    `classes`, `objects` and `depth`. The arguments are those of `draw_panel`."""
     height, width = picture.shape[:2]
     cell_width = int(np.clip(width, *CELL_WIDTHS))
     cell_height = max(round(cell_width * height / width), 1)
     scale = cell_width / width
     image = _resize(picture, cell_width, cell_height, cv2.INTER_AREA)
-    cells, legend = [("input", Image.fromarray(image))], []
+    cells = {"input": Cell("input", image)}
     if classes is not None:
         shown = _resize(classes, cell_width, cell_height, cv2.INTER_NEAREST)
         mixed = cv2.addWeighted(image, 0.4, color_table()[shown], 0.6, 0)
-        cells.append(("classes", Image.fromarray(mixed)))
-        legend = [(label.name, label.color) for label in EVALUATED]
-        if not all_classes:
-            legend = _list_classes(shown)
+        cells["classes"] = Cell("classes", mixed)
     if instances is not None:
         shown = _resize(
             instances.astype(np.uint16), cell_width, cell_height, cv2.INTER_NEAREST
         )
-        cells.append(("objects", _draw_objects(image, shown, objects, scale)))
+        drawn = _draw_objects(image, shown, objects, scale)
+        cells["objects"] = Cell("objects", drawn)
     if disparity is not None:
         small = _resize(disparity, cell_width, cell_height, cv2.INTER_AREA)
         top = max(float(np.percentile(small, 99)), 1e-6)
@@ -68,8 +92,8 @@ def draw_panel(
             shown = _resize(classes, cell_width, cell_height, cv2.INTER_NEAREST)
             colors[shown == SKY_ID] = color_table()[SKY_ID]
             title += ", sky blue"
-        cells.append((title, Image.fromarray(colors)))
-    return _arrange(cells, legend, cell_width, cell_height)
+        cells["depth"] = Cell(title, colors)
+    return cells
 
 
 def _resize(array, width, height, shrinking):
@@ -106,11 +130,12 @@ def _draw_objects(image, instances, objects, scale):
         y = max(top - box[3] - 4, 0)
         draw.rectangle((x, y, x + box[2] + 4, y + box[3] + 4), fill=tuple(color // 3))
         draw.text((x + 2, y + 1), text, "white", font)
-    return shown
+    return np.asarray(shown)
 
 
-def _list_classes(classes):
-    """Name and colour of the classes there are, the most frequent first."""
+def list_classes(classes: np.ndarray) -> list[tuple[str, tuple[int, int, int]]]:
+    """Name and colour of the classes in a map of label ids, the most frequent
+    first."""
     count = np.bincount(classes.ravel(), minlength=len(LABELS))
     return [
         (LABELS[label_id].name, LABELS[label_id].color)
@@ -133,11 +158,11 @@ def _arrange(cells, legend, width, height):
         "white",
     )
     draw = ImageDraw.Draw(panel)
-    for k, (title, cell) in enumerate(cells):
+    for k, (title, picture) in enumerate(cells):
         x = k % columns * (width + GAP)
         y = k // columns * (height + TITLE_HEIGHT)
         draw.text((x + 4, y + 3), title, "black", font)
-        panel.paste(cell, (x, y + TITLE_HEIGHT))
+        panel.paste(Image.fromarray(picture), (x, y + TITLE_HEIGHT))
     for k, line in enumerate(lines):
         y = rows * (height + TITLE_HEIGHT) + k * TITLE_HEIGHT
         for x, name, color in line:
