@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import keras
@@ -325,6 +326,12 @@ def check(seen, address):
     assert not scrolls_sideways(seen)
 
 
+def free_port():
+    """A port of its own, since other tests serve pages at the same time."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
 def drop(seen, path):
     seen.locator("input[type=file]").first.set_input_files(str(path))
 
@@ -353,7 +360,7 @@ def test_a_picture_is_dropped_and_sliders_are_moved(
     first, moved = sentence("optics"), sentence("optics", min_cluster_size=200)
     assert first != moved
     blocks = page.build_page(model, no_lens, app.render_examples(tmp_path))
-    address = app.launch(blocks, "127.0.0.1", app.find_port("127.0.0.1"))
+    address = app.launch(blocks, "127.0.0.1", free_port())
     try:
         with open_page(address, width=width, dark=dark) as seen:
             seen.wait_for_selector("input[type=range]")
@@ -405,8 +412,9 @@ def test_a_picture_is_dropped_and_sliders_are_moved(
 @needs_browser
 def test_the_command_serves_a_run_until_it_is_interrupted(run, picture, tmp_path):
     (tmp_path / "tmp").mkdir()
+    port = ["--port", str(free_port())]
     started = subprocess.Popen(
-        [sys.executable, "-m", "mtl_keras", "app", run, "--no-browser"],
+        [sys.executable, "-m", "mtl_keras", "app", run, "--no-browser", *port],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp")},
         stdout=subprocess.PIPE,
@@ -426,6 +434,8 @@ def test_the_command_serves_a_run_until_it_is_interrupted(run, picture, tmp_path
             check(seen, address)
             assert [*(tmp_path / "tmp").glob("mtl_keras-*")]
             started.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+            started.send_signal(signal.SIGTERM)  # who is impatient gets the same
             said, complaints = started.communicate(timeout=30)
     finally:
         started.kill()
