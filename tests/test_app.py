@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import keras
@@ -76,7 +77,7 @@ class KnowingModel(ServedModel):
         object.__setattr__(self, "calls", calls)  # of a frozen class
 
 
-def no_lens(picture):
+def no_camera(picture):
     return None
 
 
@@ -122,7 +123,7 @@ def test_the_page_says_what_predict_says(scene, picture, tmp_path, monkeypatch, 
 
 
 def test_the_left_over_choice_is_obeyed(scene, picture):
-    look = viewer.take_look(KnowingModel(scene), no_lens, picture)
+    look = viewer.take_look(KnowingModel(scene), no_camera, picture)
     values = values_of(**viewer.default_options("optics"))
     pixels = [
         (viewer.find_objects(look, "optics", choice, *values).instances > 0).sum()
@@ -133,7 +134,7 @@ def test_the_left_over_choice_is_obeyed(scene, picture):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_all_places_of_the_sliders_are_values(scene, picture, method):
-    look = viewer.take_look(KnowingModel(scene), no_lens, picture)
+    look = viewer.take_look(KnowingModel(scene), no_camera, picture)
     for end in ("minimum", "maximum"):
         values = [getattr(slider, end) for slider in viewer.SLIDERS.values()]
         viewer.find_objects(look, method, "noise", *values)
@@ -167,7 +168,7 @@ def test_a_file_that_is_no_picture_is_explained(scene, tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"hello")
     with pytest.raises(UserError, match="^a.png is not a picture; choose another.$"):
-        viewer.take_look(KnowingModel(scene), no_lens, path)
+        viewer.take_look(KnowingModel(scene), no_camera, path)
 
 
 # What is shown.
@@ -192,7 +193,7 @@ def test_the_table_has_a_column_for_what_is_known(scene, picture):
 
 
 def test_an_answer_is_shown(scene, picture):
-    look = viewer.take_look(KnowingModel(scene), no_lens, picture)
+    look = viewer.take_look(KnowingModel(scene), no_camera, picture)
     look = look._replace(name="<i>.png")
     values = values_of(**viewer.default_options("optics"))
     found = viewer.find_objects(look, "optics", "nearest", *values)
@@ -217,7 +218,7 @@ def test_an_answer_is_shown(scene, picture):
     ],
 )
 def test_a_page_has_what_the_model_has(scene, tasks, labels):
-    blocks = page.build_page(KnowingModel(scene, tasks), no_lens)
+    blocks = page.build_page(KnowingModel(scene, tasks), no_camera)
     every = {"classes", "objects", "depth: near is bright", "eps"}
     visible = set()
     todo = [(blocks, True)]
@@ -231,7 +232,7 @@ def test_a_page_has_what_the_model_has(scene, tasks, labels):
 
 
 def test_no_picture_is_shared_and_no_font_is_fetched(scene):
-    blocks = page.build_page(KnowingModel(scene), no_lens)
+    blocks = page.build_page(KnowingModel(scene), no_camera)
     config = json.dumps(blocks.get_config_file(), default=str)
     assert "fullscreen" in config and '"share"' not in config
     assert not page.THEME._stylesheets and not page.THEME._font_css
@@ -325,6 +326,12 @@ def check(seen, address):
     assert not scrolls_sideways(seen)
 
 
+def free_port():
+    """A port of its own, since other tests serve pages at the same time."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
 def drop(seen, path):
     seen.locator("input[type=file]").first.set_input_files(str(path))
 
@@ -343,7 +350,7 @@ def test_a_picture_is_dropped_and_sliders_are_moved(
 ):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     model = KnowingModel(scene)
-    look = viewer.take_look(model, no_lens, picture)
+    look = viewer.take_look(model, no_camera, picture)
 
     def sentence(method, **options):
         options = {**viewer.default_options(method), **options}
@@ -352,8 +359,8 @@ def test_a_picture_is_dropped_and_sliders_are_moved(
 
     first, moved = sentence("optics"), sentence("optics", min_cluster_size=200)
     assert first != moved
-    blocks = page.build_page(model, no_lens, app.render_examples(tmp_path))
-    address = app.launch(blocks, "127.0.0.1", app.find_port("127.0.0.1"))
+    blocks = page.build_page(model, no_camera, app.render_examples(tmp_path))
+    address = app.launch(blocks, "127.0.0.1", free_port())
     try:
         with open_page(address, width=width, dark=dark) as seen:
             seen.wait_for_selector("input[type=range]")
@@ -405,8 +412,9 @@ def test_a_picture_is_dropped_and_sliders_are_moved(
 @needs_browser
 def test_the_command_serves_a_run_until_it_is_interrupted(run, picture, tmp_path):
     (tmp_path / "tmp").mkdir()
+    port = ["--port", str(free_port())]
     started = subprocess.Popen(
-        [sys.executable, "-m", "mtl_keras", "app", run, "--no-browser"],
+        [sys.executable, "-m", "mtl_keras", "app", run, "--no-browser", *port],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp")},
         stdout=subprocess.PIPE,
@@ -426,6 +434,8 @@ def test_the_command_serves_a_run_until_it_is_interrupted(run, picture, tmp_path
             check(seen, address)
             assert [*(tmp_path / "tmp").glob("mtl_keras-*")]
             started.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+            started.send_signal(signal.SIGTERM)  # who is impatient gets the same
             said, complaints = started.communicate(timeout=30)
     finally:
         started.kill()

@@ -18,7 +18,7 @@ import tempfile
 import time
 import webbrowser
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mtl_keras.commands.console import start_tensorflow
 from mtl_keras.commands.predict import is_model, open_model
@@ -29,6 +29,7 @@ from mtl_keras.experiments.options import AppOptions
 if TYPE_CHECKING:
     import gradio as gr
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 PORTS = range(7860, 7960)
 NUM_EXAMPLES = 4
 EXAMPLE_SIZE = (256, 512)
@@ -37,24 +38,30 @@ EXAMPLE_SIZE = (256, 512)
 def main(argv: Sequence[str] | None = None) -> None:
     """Serves the page of the model that the command line names, until Ctrl-C."""
     options = parse_options(AppOptions, argv, positional=("model",))
-    # Uploads and answers do not outlive the page.
-    with (
-        until_stopped(),
-        tempfile.TemporaryDirectory(prefix="mtl_keras-") as folder,
-    ):
-        serve(options, pathlib.Path(folder))
+    with folder_until_stopped() as folder:
+        serve(options, folder)
 
 
 @contextlib.contextmanager
-def until_stopped() -> Iterator[None]:
-    """Ends quietly at Ctrl-C, and when the process is asked to terminate."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def folder_until_stopped() -> Iterator[pathlib.Path]:
+    """A folder for uploads and answers, which do not outlive the page. Ends quietly at
+    Ctrl-C, and when the process is asked to terminate."""
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in STOPPING}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield
-    except KeyboardInterrupt:
-        pass
+        with tempfile.TemporaryDirectory(
+            prefix="mtl_keras-", ignore_cleanup_errors=True
+        ) as folder:
+            try:
+                yield pathlib.Path(folder)
+            except KeyboardInterrupt:
+                # Once is enough: the folder has to go, and then the process ends.
+                before = dict.fromkeys(STOPPING, signal.SIG_IGN)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def serve(options: AppOptions, folder: pathlib.Path) -> None:
@@ -65,13 +72,14 @@ def serve(options: AppOptions, folder: pathlib.Path) -> None:
             f"There is no model in {path}, neither a run nor a SavedModel; train one "
             "with train.py first."
         )
-    port = find_port(options.host, options.port)
+    find_port(options.host, options.port)  # complains before the model is loaded
     set_environment(folder)
     start_tensorflow(options.verbose)
     from mtl_keras.commands.page import build_page
 
     model, camera_of = open_model(path, options)
     blocks = build_page(model, camera_of, render_examples(folder))
+    port = find_port(options.host, options.port)
     try:
         address = launch(blocks, options.host, port)
     except OSError as error:  # somebody was faster

@@ -160,8 +160,15 @@ def _connect(model, camera_of, kept, field, controls, results):
         **alone,
     }
     method, left_over, *sliders = controls
-    method.input(arrange_sliders, method, sliders, show_progress="hidden").then(**again)
-    for control in (left_over, *sliders):  # of many moves, the last one counts
+    # Of many moves, the last one counts.
+    method.input(
+        arrange_sliders,
+        method,
+        sliders,
+        show_progress="hidden",
+        trigger_mode="always_last",
+    ).then(**again)
+    for control in (left_over, *sliders):
         control.input(**again, trigger_mode="always_last")
 
 
