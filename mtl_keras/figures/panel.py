@@ -71,9 +71,11 @@ def draw_cells(
     scale = cell_width / width
     image = _resize(picture, cell_width, cell_height, cv2.INTER_AREA)
     cells = {"input": Cell("input", image)}
+    label_ids = None
     if classes is not None:
-        shown = _resize(classes, cell_width, cell_height, cv2.INTER_NEAREST)
-        mixed = cv2.addWeighted(image, 0.4, color_table()[shown], 0.6, 0)
+        label_ids = _resize(classes, cell_width, cell_height, cv2.INTER_NEAREST)
+        colors = _look_up(label_ids, color_table())
+        mixed = cv2.addWeighted(image, 0.4, colors, 0.6, 0)
         cells["classes"] = Cell("classes", mixed)
     if instances is not None:
         shown = _resize(
@@ -85,12 +87,11 @@ def draw_cells(
         small = _resize(disparity, cell_width, cell_height, cv2.INTER_AREA)
         top = max(float(np.percentile(small, 99)), 1e-6)
         levels = np.clip(small * (255 / top), 0, 255).astype(np.uint8)
-        colors = matplotlib.colormaps["magma"](np.arange(256), bytes=True)
-        colors = colors[levels][..., :3]
+        magma = matplotlib.colormaps["magma"](np.arange(256), bytes=True)
+        colors = _look_up(levels, magma[:, :3])
         title = f"disparity, 0 to {top:.3g} pixels of the picture: near is bright"
-        if classes is not None:
-            shown = _resize(classes, cell_width, cell_height, cv2.INTER_NEAREST)
-            colors[shown == SKY_ID] = color_table()[SKY_ID]
+        if label_ids is not None:
+            colors[label_ids == SKY_ID] = color_table()[SKY_ID]
             title += ", sky blue"
         cells["depth"] = Cell(title, colors)
     return cells
@@ -103,6 +104,13 @@ def _resize(array, width, height, shrinking):
     return cv2.resize(array, (width, height), interpolation=method)
 
 
+def _look_up(index, table):
+    """The colours of an index `(h, w)` uint8 in a table of up to 256 colours."""
+    padded = np.zeros((256, 1, 3), np.uint8)
+    padded[: len(table), 0] = table
+    return cv2.applyColorMap(index, padded)
+
+
 def _draw_objects(image, instances, objects, scale):
     """Outlines, and names at the upper left of the largest part of each object."""
     grey = cv2.convertScaleAbs(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None, 0.6, 60)
@@ -110,15 +118,21 @@ def _draw_objects(image, instances, objects, scale):
     colors = distinct_colors(len(objects))
     corners = []
     for thing, color in zip(objects, colors):
-        inside = instances == thing["number"]
-        canvas[inside] = (0.5 * canvas[inside] + 0.5 * color).astype(np.uint8)
+        left, top, right, bottom = (scale * edge for edge in thing["box"])
+        x, y = max(int(left) - 1, 0), max(int(top) - 1, 0)
+        window = slice(y, int(bottom) + 2), slice(x, int(right) + 2)
+        inside = instances[window] == thing["number"]
+        part = canvas[window]
+        part[inside] = (0.5 * part[inside] + 0.5 * color).astype(np.uint8)
         outlines, _ = cv2.findContours(
-            inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+            inside.astype(np.uint8),
+            cv2.RETR_EXTERNAL,
+            cv2.CHAIN_APPROX_NONE,
+            offset=(x, y),
         )
         cv2.drawContours(canvas, outlines, -1, color.tolist(), 2)
         largest = max(outlines, key=cv2.contourArea, default=None)
-        corner = [scale * edge for edge in thing["box"]]
-        corners.append(corner if largest is None else cv2.boundingRect(largest))
+        corners.append((left, top) if largest is None else cv2.boundingRect(largest))
     shown = Image.fromarray(canvas)
     draw, font = ImageDraw.Draw(shown), ImageFont.load_default(size=13)
     for thing, color, (left, top, *_) in zip(objects, colors, corners):
