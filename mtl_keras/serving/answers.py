@@ -82,8 +82,11 @@ def make_answer(
     instances: np.ndarray | None = None
     objects: list[dict[str, Any]] = []
     if "semantic" in outputs:
-        classes = label_id_table(label_set)[enlarge_argmax(outputs["semantic"], size)]
-        classes = classes.astype(np.uint8)
+        index = enlarge_argmax(outputs["semantic"], size)
+        label_ids = np.zeros(256, np.uint8)
+        known = label_id_table(label_set)
+        label_ids[: len(known)] = known
+        classes = cv2.LUT(index, label_ids)
     if "depth" in outputs:
         small = np.ascontiguousarray(outputs["depth"][..., 0], np.float32)
         large = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -109,7 +112,9 @@ def enlarge_argmax(probabilities: np.ndarray, size: Size) -> np.ndarray:
     for k in _find_candidates(probabilities):
         small = np.ascontiguousarray(probabilities[..., k], np.float32)
         plane = cv2.resize(small, size[::-1], interpolation=cv2.INTER_LINEAR)
-        index[plane > best] = k
+        # Classes come in order, so a class that wins has the largest index so far.
+        wins = np.asarray(cv2.compare(plane, best, cv2.CMP_GT), np.uint8)  # 0 or 255
+        np.maximum(index, wins & np.uint8(k), out=index)
         cv2.max(best, plane, best)
     return index
 
