@@ -1,5 +1,6 @@
 """What the commands show, and what they do not."""
 
+import errno
 import os
 import pathlib
 import subprocess
@@ -79,6 +80,33 @@ def test_a_missing_package_is_one_sentence(capsys):
     message = capsys.readouterr().err
     assert message.startswith("error: The package cv2 is not installed")
     assert "in the checkout, pip install '.[tensorflow]'" in message
+
+
+def test_a_full_disk_is_one_sentence(capsys):
+    def fail():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fail_in_hdf5():
+        raise OSError("Can't write (errno = 28, message = 'No space left on device')")
+
+    for full in (fail, fail_in_hdf5):
+        with pytest.raises(SystemExit) as raised:
+            console.run_command(full)
+        assert raised.value.code == 2
+        assert capsys.readouterr().err.startswith("error: The disk is full; make room")
+
+
+def test_how_to_go_on_is_said_by_the_command(capsys, monkeypatch):
+    def fail():
+        raise KeyboardInterrupt
+
+    module = sys.modules[__name__]
+    monkeypatch.setattr(module, "WHEN_INTERRUPTED", "Start again.", raising=False)
+    with pytest.raises(SystemExit) as raised:
+        console.run_command(fail)
+    assert raised.value.code == 130
+    said = "Interrupted; what is finished is kept. Start again.\n"
+    assert capsys.readouterr().err == said
 
 
 def test_the_package_is_a_command():

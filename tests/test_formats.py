@@ -88,6 +88,31 @@ def test_small_networks_too(format, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["mtl", "kendall"])
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_a_network_of_mixed_precision_leaves_in_float32(
+    architecture, precision, set_policy, tmp_path
+):
+    """No tool that runs these formats has all operations in short floats."""
+    pair = []
+    for policy in ("float32", precision):
+        set_policy(policy)
+        keras.utils.set_random_seed(0)
+        pair.append(build_network(architecture, "small", SIZE, 19))
+    exact, mixed = pair
+    assert formats.rebuild_in_float32(exact) is exact
+    mixed.set_weights(exact.get_weights())
+    images = make_images(2, *SIZE, 3)
+    expected = build_serving_model(exact).predict_on_batch(images)
+    for format in ("onnx", "litert"):
+        export(mixed, tmp_path / format, format)
+        found = RUNNERS[format](tmp_path / format, images)
+        for task, values in expected.items():
+            scale = np.abs(values).max()
+            np.testing.assert_allclose(found[task], values, 1e-4, 1e-4 * scale)
+
+
+@pytest.mark.slow
 def test_float16_takes_half_the_room(network, tmp_path):
     sizes = []
     for format in ("litert", "litert_float16"):

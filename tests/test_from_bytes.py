@@ -140,9 +140,9 @@ def test_what_is_not_a_picture_is_refused(from_bytes, contents):
         from_bytes(np.array(contents, object).astype("S"))
 
 
-def test_the_request_of_the_documents_is_answered(from_bytes, tmp_path):
+def test_the_request_of_the_readme_is_answered(from_bytes, tmp_path):
     """As TensorFlow Serving reads a body: values `{"b64": ...}` become bytes."""
-    text = (ROOT / "docs" / "SERVING.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     (body,) = re.findall(r"```json\n(\{.*?\})\n```", text, re.DOTALL)
     request = json.loads(body)
     assert request["signature_name"] == "from_bytes"

@@ -362,6 +362,29 @@ def test_a_video_becomes_a_video(run, tmp_path, capsys):
     assert "--only has to name picture" in capsys.readouterr().err
 
 
+def test_a_full_disk_leaves_no_half_file(run, street, tmp_path, monkeypatch, capsys):
+    Image.fromarray(street).save(tmp_path / "a.png")
+    write_bytes = Path.write_bytes
+
+    def fail(self, content):
+        write_bytes(self, content[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    assert call(run, tmp_path / "a.png", "--output", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "cannot be written (No space left on device); make room" in said
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_a_video_that_is_not_whole_is_not_kept(tmp_path, monkeypatch):
+    frames = [np.zeros((48, 80, 3), np.uint8)] * 4
+    monkeypatch.setattr(videos, "_count_frames", lambda path: 3)
+    with pytest.raises(UserError, match="a.mp4 cannot be written; make room"):
+        videos.write_video(tmp_path / "a.mp4", frames, 10.0)
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_the_script_starts(run, street, tmp_path):
     Image.fromarray(street).save(tmp_path / "a.png")

@@ -6,6 +6,7 @@ matters or `--verbose` asks for it.
 
 import codecs
 import contextlib
+import errno
 import logging
 import os
 import pathlib
@@ -58,6 +59,12 @@ def run_command(main: Callable[..., None], *arguments: Any) -> None:
             "lacks; set PYTHONUTF8=1 or a UTF-8 locale."
         )
     except OSError as error:
+        if os.strerror(errno.ENOSPC) in str(error):
+            where = f" of {error.filename}" if error.filename else ""
+            _exit_with(
+                f"The disk{where} is full; make room and start again. What was written "
+                "whole before is kept."
+            )
         if error.filename is None:
             raise
         _exit_with(

@@ -82,7 +82,7 @@ def write_page(page: Page, path: PathLike) -> None:
     """Writes a page to a file, in place of an earlier report.
 
     Raises:
-        UserError: if the file is there and is not a report.
+        UserError: if the file is there and is not a report, or cannot be written.
     """
     path = pathlib.Path(path)
     if path.exists():
@@ -93,8 +93,16 @@ def write_page(page: Page, path: PathLike) -> None:
                     "another file."
                 )
     unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(render_page(page), encoding="utf-8", errors="surrogateescape")
-    unfinished.replace(path)
+    try:
+        html = render_page(page)
+        unfinished.write_text(html, encoding="utf-8", errors="surrogateescape")
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); make room for it, or choose "
+            "another place."
+        ) from error
 
 
 def _format_cell(value):

@@ -20,6 +20,7 @@ from mtl_keras.cityscapes import (
     encode_disparity,
     label_id_table,
 )
+from mtl_keras.errors import UserError
 from mtl_keras.hints import Size
 from mtl_keras.instances.decoding import decode_objects
 from mtl_keras.instances.offsets import keep_things
@@ -238,13 +239,20 @@ def encode_instances(answer: Answer) -> np.ndarray:
 
 
 def write_files(directory: pathlib.Path, files: Mapping[str, bytes]) -> None:
-    """Writes files by name into a directory; each appears when it is complete."""
+    """Writes files by name into a directory; each appears when it is complete.
+
+    Raises:
+        UserError: names one that cannot be written.
+    """
     for name, content in files.items():
         path = directory / name
         unfinished = path.with_name(f".{path.name}.part")
         try:
             unfinished.write_bytes(content)
             unfinished.replace(path)
-        except OSError:
+        except OSError as error:
             unfinished.unlink(missing_ok=True)
-            raise
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}); make room for it, or "
+                "choose another --output."
+            ) from error

@@ -24,6 +24,7 @@ class Format:
     Attributes:
         title: str.
         write: function of the serving model, a directory and `ModelFacts`.
+        prepare: function of the network that returns the one to write.
         usage: str, how it is loaded and called, Markdown.
         packages: names of the packages that writing it takes, and the extra of this
             package that installs them.
@@ -32,6 +33,7 @@ class Format:
     title: str
     write: Callable[[keras.Model, pathlib.Path, ModelFacts], None]
     usage: str
+    prepare: Callable[[keras.Model], keras.Model] = lambda network: network
     packages: tuple[str, ...] = ()
     extra: str = ""
 
@@ -73,7 +75,7 @@ def export(
     chosen, path = FORMATS[format], pathlib.Path(path).absolute()
     check_format(format)
     check_replaceable(path)
-    model = build_serving_model(network)
+    model = build_serving_model(chosen.prepare(network))
     with replace_export(path, format=format, label_set=facts.label_set) as directory:
         chosen.write(model, directory, facts)
         card = format_card(model, facts, chosen.title, chosen.usage)
@@ -127,6 +129,28 @@ def build_serving_model(network: keras.Model) -> keras.Model:
             outputs[task]
         )
     return keras.Model(image, outputs)
+
+
+def rebuild_in_float32(network: keras.Model) -> keras.Model:
+    """A network of the same weights that computes in float32, as its weights are.
+
+    The tools that run ONNX and LiteRT lack most operations in bfloat16 and float16. A
+    network that was trained in float32 is returned as it is.
+    """
+    layers = [one for one in network.layers if isinstance(one, keras.layers.Layer)]
+    policies = {layer.dtype_policy.name for layer in layers}
+    if policies <= {"float32"}:
+        return network
+
+    def rebuild(layer):
+        config = layer.get_config()
+        if isinstance(layer, keras.layers.Layer):  # not of operations such as a flip
+            config["dtype"] = "float32"
+        return type(layer).from_config(config)
+
+    rebuilt = keras.models.clone_model(network, clone_function=rebuild)
+    rebuilt.set_weights(network.get_weights())
+    return rebuilt
 
 
 @contextlib.contextmanager
@@ -207,9 +231,19 @@ FORMATS = {
     "tf_saved_model": Format(
         "a TensorFlow SavedModel", _write_saved_model, _USE_SAVED_MODEL
     ),
-    "onnx": Format("ONNX", _write_onnx, _USE_ONNX, ("onnx", "tf2onnx"), "onnx"),
-    "litert": Format("LiteRT (TFLite)", _write_litert, _USE_LITERT),
+    "onnx": Format(
+        "ONNX",
+        _write_onnx,
+        _USE_ONNX,
+        rebuild_in_float32,
+        packages=("onnx", "tf2onnx"),
+        extra="onnx",
+    ),
+    "litert": Format("LiteRT (TFLite)", _write_litert, _USE_LITERT, rebuild_in_float32),
     "litert_float16": Format(
-        "LiteRT (TFLite) with float16 weights", _write_litert_float16, _USE_LITERT
+        "LiteRT (TFLite) with float16 weights",
+        _write_litert_float16,
+        _USE_LITERT,
+        rebuild_in_float32,
     ),
 }

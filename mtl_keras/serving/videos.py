@@ -62,9 +62,9 @@ def write_video(path: pathlib.Path, frames: Iterable[np.ndarray], rate: float) -
     """
     unfinished = path.with_name(f".{path.name}.part.mp4")
     codec = cv2.VideoWriter_fourcc(*"mp4v")  # type: ignore[attr-defined]
-    writer, size = None, (0, 0)
+    writer, size, count = None, (0, 0), 0
     try:
-        for frame in frames:
+        for count, frame in enumerate(frames, 1):
             height, width = frame.shape[:2]
             even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
             if writer is None:
@@ -79,8 +79,18 @@ def write_video(path: pathlib.Path, frames: Iterable[np.ndarray], rate: float) -
             writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
         if writer is not None:
             writer.release()
+            if _count_frames(unfinished) != count:  # OpenCV tells nobody
+                raise UserError(f"{path} cannot be written; make room for it.")
             unfinished.replace(path)
     finally:
         if writer is not None:
             writer.release()
         unfinished.unlink(missing_ok=True)
+
+
+def _count_frames(path):
+    """The frames that a video says it has, 0 if it cannot be opened."""
+    capture = cv2.VideoCapture(str(path))
+    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    capture.release()
+    return count
