@@ -1,3 +1,7 @@
+import pathlib
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -6,11 +10,13 @@ from conftest import TREE_IMAGE_SIZE
 
 from mtl_keras.data import pipelines, records
 from mtl_keras.data.frames import resize_frame
+from mtl_keras.instances import encode_offsets
 from mtl_keras.losses import L1Norm
 from mtl_keras.model import build_network
 from mtl_keras.training import MultiTaskTrainer
 from mtl_keras.weighting import UncertaintyWeighting
 
+ROOT = pathlib.Path(__file__).parents[1]
 ALL = ("semantic", "instance", "depth")
 
 
@@ -313,3 +319,59 @@ def test_pipelines_do_not_tune_themselves(builder):
     ):
         assert batches.options().autotune.enabled is False
         assert len(next(iter(batches))[0]) == 2
+
+
+@pytest.mark.parametrize("ids", [(), (26000,), (24000, 26001, 33999, 65534, 65535, 26)])
+def test_offsets_are_those_of_numpy_to_the_last_digit(ids):
+    rng = np.random.default_rng(0)
+    record = {"instance": rng.choice([7, 11, *ids], (37, 53, 1)).astype(np.uint16)}
+    found, mask = pipelines.ENCODERS["instance"](record, "train_ids")
+    expected, inside = encode_offsets(record["instance"][..., 0])
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(mask, inside)
+    assert found.dtype == tf.float32
+
+
+def test_no_python_runs_in_the_pipelines(builder):
+    """It could be called while the process ends, which then hangs."""
+    batches = pipelines.make_training_dataset(builder, ALL, "train_ids", 2)
+    graph = batches._as_serialized_graph().numpy()
+    assert b"PyFunc" not in graph and b"encode" not in graph
+
+
+ENDS = """
+import sys
+from mtl_keras.data import pipelines, records
+
+tasks = ("semantic", "instance", "depth")
+builder = records.prepare_cityscapes(sys.argv[1], (32, 64), tasks, sys.argv[2])
+batches = iter(pipelines.make_training_dataset(builder, tasks, "train_ids", 2))
+for _ in range(1000):
+    next(batches)
+print("read", flush=True)
+"""  # and ends with the iterator open
+
+
+@pytest.mark.slow
+def test_processes_end_while_they_read(builder, street_tree):
+    """Twenty of them, two at a time."""
+    data_dir = builder.data_path.parents[2]
+    command = [sys.executable, "-c", ENDS, street_tree, data_dir]
+    for _ in range(10):
+        pair = [
+            subprocess.Popen(
+                command,
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            for _ in range(2)
+        ]
+        try:
+            for process in pair:
+                assert process.communicate(timeout=120)[0] == "read\n"
+                assert process.returncode == 0
+        finally:
+            for process in pair:
+                process.kill()

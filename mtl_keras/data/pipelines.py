@@ -8,8 +8,14 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from mtl_keras.cityscapes import LABELS, SKY_ID, class_index_table, decode_disparity
-from mtl_keras.instances import encode_offsets
+from mtl_keras.cityscapes import (
+    FIRST_INSTANCE_ID,
+    LABELS,
+    SKY_ID,
+    class_index_table,
+    decode_disparity,
+)
+from mtl_keras.instances.offsets import NO_LABEL
 
 CACHE_BYTES = 2**31  # decoded records are kept in memory up to this size
 SHUFFLE_BYTES = 2**30  # beyond it, this much is shuffled at a time
@@ -140,18 +146,25 @@ def flip_record(
 
 def _encode_semantic(record, label_set):
     ids = tf.cast(record["semantic"][..., 0], tf.int32)
-    index = tf.gather(class_index_table(label_set), ids)
-    ignored = np.ones(256, bool)
-    ignored[[label.id for label in LABELS if not label.ignored]] = False
-    return tf.maximum(index, 0), ~tf.gather(ignored, ids)
+    counts = np.zeros(256, bool)
+    counts[[label.id for label in LABELS if not label.ignored]] = True
+    # Both in one table, since looking up is what takes time here.
+    table = 2 * np.maximum(class_index_table(label_set), 0) + counts
+    coded = tf.gather(table.astype(np.int32), ids)
+    return coded // 2, coded % 2 > 0
 
 
 def _encode_instance(record, label_set):
-    ids = record["instance"][..., 0]
-    offsets, mask = tf.numpy_function(
-        encode_offsets, [ids], [tf.float32, tf.bool], stateful=False
-    )
-    return tf.ensure_shape(offsets, (*ids.shape, 2)), tf.ensure_shape(mask, ids.shape)
+    """`instances.encode_offsets` in TensorFlow's operations, to the last digit."""
+    ids = tf.cast(record["instance"][..., 0], tf.int32)
+    mask = (ids >= FIRST_INSTANCE_ID) & (ids != NO_LABEL)
+    pixels = tf.where(mask)
+    _, index, count = tf.unique_with_counts(tf.gather_nd(ids, pixels))
+    positions = tf.cast(pixels, tf.float64)
+    sums = tf.math.unsorted_segment_sum(positions, index, tf.size(count))
+    centres = sums / tf.cast(count, tf.float64)[:, None]
+    votes = tf.cast(tf.gather(centres, index) - positions, tf.float32)
+    return tf.scatter_nd(pixels, votes, tf.TensorShape((*ids.shape, 2))), mask
 
 
 def _encode_depth(record, label_set):

@@ -13,7 +13,7 @@ import numpy as np
 
 from mtl_keras.cityscapes import FIRST_INSTANCE_ID, THING_IDS
 
-NO_LABEL = np.iinfo(np.uint16).max
+NO_LABEL = int(np.iinfo(np.uint16).max)
 
 
 def encode_offsets(instance_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
