@@ -158,6 +158,7 @@ def test_sweep_with_the_settings_of_the_figure_or_of_a_recipe():
         ("--table A --sweep semantic,depth", "give one of them"),
         ("--seeds 3", "--seeds needs --table or --sweep"),
         ("--table A --points 3", "--points needs --sweep"),
+        ("--table A --export onnx", "--export is about a single run"),
         ("--table A --tasks depth", "--tasks is set by the rows"),
         ("--table A --recipe original", "--recipe is set by table A"),
         ("--table A --likelihoods depth=laplace", "--likelihoods is set by the rows"),

@@ -173,7 +173,7 @@ class TrainOptions:
     export: tuple = option(
         ("tf_saved_model",),
         "formats to export the best checkpoint to, of "
-        f"{', '.join(EXPORTS)} (rows of tables are not exported)",
+        f"{', '.join(EXPORTS)}; not for --table and --sweep",
         parse_kinds(EXPORTS),
     )
 

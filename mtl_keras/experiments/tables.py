@@ -51,6 +51,11 @@ def plan_runs(argv: Sequence[str] | None = None) -> list[TrainOptions]:
             table, row = recipe.split("/")
             settings = {**_settings(TABLES[table], given), **TABLES[table].rows[row]}
         return [TrainOptions(**override(settings, given))]
+    if "export" in given:
+        raise UserError(
+            "--export is about a single run; leave it out, and export the row that you "
+            "choose with --recipe TABLE/ROW --output RUN --resume --export FORMAT."
+        )
     if name and "points" in series:
         raise UserError("--points needs --sweep.")
     if name and "recipe" in given:
