@@ -24,7 +24,7 @@ class Format:
     Attributes:
         title: str.
         write: function of the serving model, a directory and `ModelFacts`.
-        prepare: function of the network that returns the one to write.
+        in_float32: bool, whether what runs it lacks operations in short floats.
         usage: str, how it is loaded and called, Markdown.
         packages: names of the packages that writing it takes, and the extra of this
             package that installs them.
@@ -33,7 +33,7 @@ class Format:
     title: str
     write: Callable[[keras.Model, pathlib.Path, ModelFacts], None]
     usage: str
-    prepare: Callable[[keras.Model], keras.Model] = lambda network: network
+    in_float32: bool = False
     packages: tuple[str, ...] = ()
     extra: str = ""
 
@@ -75,7 +75,9 @@ def export(
     chosen, path = FORMATS[format], pathlib.Path(path).absolute()
     check_format(format)
     check_replaceable(path)
-    model = build_serving_model(chosen.prepare(network))
+    if chosen.in_float32:
+        network = rebuild_in_float32(network)
+    model = build_serving_model(network)
     with replace_export(path, format=format, label_set=facts.label_set) as directory:
         chosen.write(model, directory, facts)
         card = format_card(model, facts, chosen.title, chosen.usage)
@@ -235,7 +237,7 @@ FORMATS = {
         "ONNX",
         _write_onnx,
         _USE_ONNX,
-        rebuild_in_float32,
+        in_float32=True,
         packages=("onnx", "tf2onnx"),
         extra="onnx",
     ),
@@ -244,6 +246,6 @@ FORMATS = {
         "LiteRT (TFLite) with float16 weights",
         _write_litert_float16,
         _USE_LITERT,
-        rebuild_in_float32,
+        in_float32=True,
     ),
 }
