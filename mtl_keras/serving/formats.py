@@ -241,7 +241,7 @@ FORMATS = {
         packages=("onnx", "tf2onnx"),
         extra="onnx",
     ),
-    "litert": Format("LiteRT (TFLite)", _write_litert, _USE_LITERT, rebuild_in_float32),
+    "litert": Format("LiteRT (TFLite)", _write_litert, _USE_LITERT, in_float32=True),
     "litert_float16": Format(
         "LiteRT (TFLite) with float16 weights",
         _write_litert_float16,
