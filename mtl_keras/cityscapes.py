@@ -122,6 +122,14 @@ FILES = {
     "disparity": ("disparity", "_disparity.png"),
 }
 
+# The archive of the download page that holds the files of a kind.
+ARCHIVES = {
+    "image": "leftImg8bit_trainvaltest.zip",
+    "semantic": "gtFine_trainvaltest.zip",
+    "instance": "gtFine_trainvaltest.zip",
+    "disparity": "disparity_trainvaltest.zip",
+}
+
 
 def frame_path(
     root: PathLike, split: str, frame_id: str, kind: str, city: str | None = None

@@ -136,7 +136,9 @@ def test_cities_that_may_not_be_read_are_not_passed_over(own_tree, monkeypatch, 
 
 
 def test_what_is_no_tree(tmp_path):
-    with pytest.raises(UserError, match=f"no directory {tmp_path / 'nowhere'}"):
+    with pytest.raises(
+        UserError, match=f"no directory or archive {tmp_path / 'nowhere'}"
+    ):
         list_frames(tmp_path / "nowhere", "train", ())
     with pytest.raises(UserError, match="not a Cityscapes tree.*leftImg8bit"):
         list_frames(tmp_path, "train", ())

@@ -1,4 +1,4 @@
-"""Frames of an unpacked Cityscapes tree: found, checked, read and resized.
+"""Frames of a Cityscapes tree: found, checked, read and resized.
 
 A frame is a dict of arrays of one size: `image` `(H, W, 3)` uint8 RGB, `semantic`
 `(H, W)` uint8 label ids, `instance` `(H, W)` uint16 instance ids, `disparity`
@@ -18,7 +18,22 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mtl_keras.cityscapes import FILES, FIRST_INSTANCE_ID, LABELS, frame_path
+from mtl_keras.cityscapes import (
+    ARCHIVES,
+    FILES,
+    FIRST_INSTANCE_ID,
+    LABELS,
+    frame_path,
+)
+from mtl_keras.data.sources import (
+    File,
+    find_files,
+    find_sources,
+    has_folder,
+    is_file,
+    locate,
+    unreadable,
+)
 from mtl_keras.errors import UserError
 from mtl_keras.hints import PathLike, Size
 
@@ -38,7 +53,7 @@ EXIF_ORIENTATION = 0x0112  # the tag; 1 means upright, as it is stored
 
 
 class FrameFiles(NamedTuple):
-    """Where the files of one frame are, `{kind: path}`, and its id."""
+    """Where the files of one frame are, `{kind: File}`, and its id."""
 
     frame_id: str
     paths: dict
@@ -48,7 +63,7 @@ def list_frames(root: PathLike, split: str, kinds: Sequence[str]) -> list[FrameF
     """Finds the frames of a split and makes sure that their files exist.
 
     Args:
-        root: the unpacked tree.
+        root: the tree, see `sources.find_sources`.
         split: str. `"test"` may lack the files of `kinds`; they are left out
             where they are missing.
         kinds: the kinds of label files that are needed, of `LABEL_KINDS`.
@@ -60,83 +75,52 @@ def list_frames(root: PathLike, split: str, kinds: Sequence[str]) -> list[FrameF
     Raises:
         UserError: if the tree is not one, or names the first missing file.
     """
-    root = pathlib.Path(root)
-    if not root.is_dir():
-        raise UserError(f"There is no directory {root}; give the unpacked tree.")
+    sources = find_sources(root)
     folder, ending = FILES["image"]
-    if not (root / folder).is_dir():
+    if not has_folder(sources, folder):
         raise UserError(
-            f"{root} is not a Cityscapes tree: it has no folder {folder}; unpack "
-            "leftImg8bit_trainvaltest.zip into it."
+            f"{root} is not a Cityscapes tree: it has no folder {folder}; put "
+            f"{ARCHIVES['image']} into it, as it is or unpacked."
         )
     found: dict[str, FrameFiles] = {}
-    missing: list[pathlib.Path] = []
-    for image_path in sorted(_find_files(root, split, "image")):
-        city = image_path.parent.name
-        frame_id = image_path.name.removesuffix(ending)
-        paths = {"image": image_path}
+    missing: list[tuple[str, str]] = []
+    images = find_files(sources, f"{folder}/{split}", ending)
+    for image in sorted(images, key=lambda file: (file.parent.name, file.name)):
+        city = image.parent.name
+        frame_id = image.name.removesuffix(ending)
+        paths: dict[str, File] = {"image": image}
         for kind in kinds:
-            path = frame_path(root, split, frame_id, kind, city)
-            if _is_file(path):
-                paths[kind] = path
+            path = frame_path("", split, frame_id, kind, city).as_posix()
+            file = locate(sources, path)
+            if file is not None:
+                paths[kind] = file
             elif split != "test":
-                missing.append(path)
-        if not _is_file(image_path):  # a link to nowhere
-            missing.append(image_path)
+                missing.append((f"{sources[0]}/{path}", kind))
+        if isinstance(image, pathlib.Path) and not is_file(image):  # a dead link
+            missing.append((str(image), "image"))
         if frame_id in found:
             raise UserError(
-                f"{image_path} and {found[frame_id].paths['image']} have one name; "
+                f"{image} and {found[frame_id].paths['image']} have one name; "
                 "remove one of the two frames, or rename its files."
             )
         found[frame_id] = FrameFiles(frame_id, paths)
     if missing:
+        path, kind = missing[0]
         others = f" and {len(missing) - 1} more files are" if missing[1:] else " is"
         raise UserError(
-            f"{missing[0]}{others} missing; unpack the archive that holds them or "
-            "leave out the task that needs them."
+            f"{path}{others} missing; put {ARCHIVES[kind]} beside, as it is or "
+            "unpacked, or leave out the task that needs them."
         )
     return [*found.values()]
 
 
 def has_files(root: PathLike, kind: str) -> bool:
     """Whether a tree holds any file of a kind outside the test split."""
-    return any(
-        next(_find_files(root, split, kind), None) is not None
-        for split in ("train", "val")
-    )
-
-
-def _find_files(root, split, kind):
-    """Paths of the files of a kind, without hidden ones: a Mac leaves a file
-    `._NAME`, which is not an image, beside every NAME of an archive."""
     folder, ending = FILES[kind]
-    for city in _list_directory(pathlib.Path(root) / folder / split):
-        for path in _list_directory(city):
-            if path.name.endswith(ending):
-                yield path
-
-
-def _list_directory(path):
-    """What is in a directory and not hidden; nothing if it is none. Globbing would
-    pass over a directory that may not be read."""
-    try:
-        return [p for p in path.iterdir() if not p.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _is_file(path):
-    try:
-        return path.is_file()
-    except OSError as error:  # its directory may not be entered
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path, error):
-    return UserError(
-        f"{path} cannot be read ({error.strerror}); see to its permissions."
+    sources = find_sources(root)
+    return any(
+        next(find_files(sources, f"{folder}/{split}", ending), None) is not None
+        for split in ("train", "val")
     )
 
 
@@ -219,7 +203,7 @@ def _read_png(path, kind):
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.verify()  # all checksums, some of which decoding passes over

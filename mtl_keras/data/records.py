@@ -26,6 +26,7 @@ from mtl_keras import streets
 from mtl_keras.cityscapes import FILES
 from mtl_keras.data import examples, frames
 from mtl_keras.data.pipelines import without_autotuning
+from mtl_keras.data.sources import find_sources, fingerprint
 from mtl_keras.errors import UserError
 from mtl_keras.hints import PathLike, Size
 from mtl_keras.tasks import TASKS
@@ -165,7 +166,7 @@ def prepare_cityscapes(
     and time) differ. Records of more tasks serve for some of them as well.
 
     Args:
-        root: the unpacked tree.
+        root: the tree, see `sources.find_sources`.
         image_size: `(height, width)` of the records.
         tasks: the tasks to be trained; only their files have to exist.
         data_dir: where records are kept.
@@ -174,7 +175,7 @@ def prepare_cityscapes(
         UserError: if a file is missing or broken, when nothing is kept, or if
             `data_dir` cannot be written.
     """
-    root = pathlib.Path(root).resolve()
+    root = ",".join(map(str, find_sources(root)))
     rows = [TASKS[task] for task in tasks]
     kinds = {kind for row in rows for kind in row.labels}
     for row in rows:
@@ -184,7 +185,7 @@ def prepare_cityscapes(
             elif kind not in kinds:
                 folder, ending = FILES[kind]
                 print(
-                    f"Note: {root / folder} has no files *{ending}, so {consequence}.",
+                    f"Note: {root} has no files {folder}/*{ending}, so {consequence}.",
                     file=sys.stderr,
                 )
     return _prepare(
@@ -217,9 +218,8 @@ def _open_cityscapes(root, image_size, kinds, data_dir, remove_damaged):
         for files in frames.list_frames(root, split, kinds):
             found = True
             for kind, path in sorted(files.paths.items()):
-                stat = path.stat()
-                digest.update(os.fsencode(path))
-                digest.update(f" {stat.st_size} {stat.st_mtime_ns}".encode())
+                digest.update(os.fsencode(str(path)))
+                digest.update(f" {fingerprint(path)}".encode())
     if not found:
         folder, ending = FILES["image"]
         raise UserError(
