@@ -66,7 +66,8 @@ class TrainOptions:
     )
     data: str = option(
         "",
-        "unpacked Cityscapes tree (default: the built-in rendered streets)",
+        "folder with Cityscapes' archives as downloaded, or unpacked; or several, with "
+        "commas (default: the built-in rendered streets)",
         parse_path,
     )
     train_frames: int = option(
