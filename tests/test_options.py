@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 import json
 import os
 import subprocess
@@ -287,7 +288,8 @@ def test_damaged_records_are_one_sentence(capsys):
     with pytest.raises(SystemExit) as raised:
         run_command(fail)
     assert raised.value.code == 2
-    assert "data/ are damaged; remove" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "The records are damaged; remove" in said and "--data-dir" in said
 
 
 def test_other_errors_keep_their_traceback():
@@ -299,11 +301,13 @@ def test_other_errors_keep_their_traceback():
 
 
 def test_an_interrupt_says_how_to_go_on(capsys):
-    def stop():
+    def stop(argv):
         raise KeyboardInterrupt
 
+    stop.__module__ = "mtl_keras.commands.train"
+    importlib.import_module(stop.__module__)
     with pytest.raises(SystemExit) as raised:
-        run_command(stop)
+        run_command(stop, [])
     assert raised.value.code == 130
     assert "--resume" in capsys.readouterr().err
 

@@ -80,7 +80,8 @@ def run_command(main: Callable[..., None], *arguments: Any) -> None:
         )
     except KeyboardInterrupt:
         advice = getattr(sys.modules[main.__module__], "WHEN_INTERRUPTED", "")
-        print(f"Interrupted; what is finished is kept. {advice}", file=sys.stderr)
+        sentence = f"Interrupted; what is finished is kept. {advice}".rstrip()
+        print(sentence, file=sys.stderr)
         sys.exit(130)
 
 
