@@ -14,7 +14,7 @@ from mtl_keras.commands import evaluate
 from mtl_keras.commands.console import run_command
 from mtl_keras.data.batches import Batch
 from mtl_keras.errors import UserError
-from mtl_keras.experiments import comparison_report, ranking, reports
+from mtl_keras.experiments import comparison_report, environment, ranking, reports
 from mtl_keras.experiments.options import TrainOptions, write_options
 from mtl_keras.figures.report import MARK, Page, Section, Table, render_page, write_page
 from mtl_keras.tasks import make_metrics
@@ -173,7 +173,7 @@ def test_runs_are_compared(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     assert said.out == "The comparison is in comparison.html.\n"
     page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
-    assert "3 runs in 2 rows" in page
+    assert "Runs: 3, rows: 2." in page
     assert 'best">37.50 ± 17.68<' in page  # the mean of 25 and 50
     assert 'score ">12.50<' in page
     assert page.count('best">3.5') == 2  # both are alike in depth
@@ -199,16 +199,70 @@ def test_other_data_are_not_compared_without_a_word(tmp_path, monkeypatch, capsy
         (("a", "a"), "a and a have one name"),
         (("a", "--instances"), "--instances does not go with --compare"),
         (("a", "--report", "mine.html"), "mine.html is there and is not a report"),
+        (("a", "--report", "a"), "a is a directory; name a file in it"),
+        (("a", "--report", "x/y.html"), "y.html cannot be written (No such file"),
+        (("a", "damaged"), "damaged/result.json is damaged"),
     ],
 )
 def test_mistakes_are_explained(tmp_path, monkeypatch, capsys, arguments, sentence):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "a")
+    (make_run(tmp_path / "damaged") / "result.json").write_text("{")
     (tmp_path / "mine.html").write_text("mine")
     assert call("--compare", *arguments) == 2
     said = capsys.readouterr().err
     assert sentence in said and "Traceback" not in said
     assert not (tmp_path / "comparison.html").exists()
+
+
+def test_runs_of_one_name_differ_in_their_seed_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "a-seed0")
+    make_run(tmp_path / "a-seed1", seed=1, epochs=9)
+    assert call("--compare", "a-seed0", "a-seed1") == 2
+    said = capsys.readouterr().err
+    assert "are both called a" in said and "differ in --epochs; rename" in said
+
+
+def test_one_tree_by_two_names_is_the_same_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "a", data="tree")
+    make_run(tmp_path / "b", data=str(tmp_path / "tree"))
+    assert call("--compare", "a", "b") == 0
+    assert "differ" not in capsys.readouterr().err
+
+
+def test_a_page_of_somebody_else_does_not_end_a_run(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    (run / "report.html").write_text("mine")
+    reports.write_run_report(run)
+    assert "Note: there is no new report." in capsys.readouterr().err
+    assert (run / "report.html").read_text() == "mine"
+
+
+def test_the_upper_bound_of_objects_is_reported(tmp_path):
+    run = make_run(tmp_path / "run", evaluated=True)
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["instances"] = {
+        "classes": {"car": {"ap": 0.125, "ap50": 0.1875}, "train": None},
+        "upper_bound": {"ap": 0.6875, "ap50": 0.9375},
+    }
+    metrics["metrics"] |= {"instance/ap": 0.0625, "instance/ap50": 0.5}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    page = report_of(run)
+    assert ">6.25<" in page and ">68.75<" in page and ">93.75<" in page
+    assert ">12.5<" in page and page.count(">absent<") == 3
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch):
+    environment.write_environment(tmp_path)
+    first = json.loads((tmp_path / "environment.json").read_text())
+    environment.write_environment(tmp_path)
+    assert json.loads((tmp_path / "environment.json").read_text()) == first
+    monkeypatch.setattr(environment, "_cpu_model", lambda: "an abacus")
+    environment.write_environment(tmp_path)
+    found = json.loads((tmp_path / "environment.json").read_text())
+    assert found == {**first, "resumed_with": [{"cpu": "an abacus"}]}
 
 
 def test_groups_are_named_after_their_runs(tmp_path):

@@ -86,10 +86,13 @@ def train(options: TrainOptions, export: bool = True) -> None:
 
     from mtl_keras.experiments import runs, setup
     from mtl_keras.experiments.problems import open_problem
-    from mtl_keras.experiments.reports import write_run_report
+    from mtl_keras.experiments.reports import REPORT, write_run_report
 
     setup.check_options(options)
-    if not export and (runs.check_directory(options) / "result.json").exists():
+    path = runs.check_directory(options)
+    if not export and (path / "result.json").exists():
+        if not (path / REPORT).exists():
+            write_run_report(path)
         return
     problem = open_problem(options)
     num_frames = problem.count_frames("train")

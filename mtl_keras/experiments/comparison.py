@@ -254,10 +254,7 @@ def read_scores(
 ) -> dict[str, Score]:
     """`{metric: Score}` of finished runs that differ in their seed, in the units of
     the columns."""
-    results = [
-        json.loads((path / "result.json").read_text(encoding="utf-8"))
-        for path in directories
-    ]
+    results = [_read_result(path / "result.json") for path in directories]
     scores = {}
     for metric in metrics:
         values = [
@@ -269,6 +266,16 @@ def read_scores(
             std = statistics.stdev(values) if len(values) > 1 else None
             scores[metric] = Score(statistics.mean(values), std, len(values))
     return scores
+
+
+def _read_result(path):
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); remove it and start the training of that "
+            "run once more, which writes it again."
+        ) from error
 
 
 def _read_constants(runs, table):

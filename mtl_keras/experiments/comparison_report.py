@@ -11,6 +11,7 @@ from mtl_keras.experiments.comparison import Score, is_near_best, read_scores
 from mtl_keras.experiments.options import (
     STARTING_OPTIONS,
     TrainOptions,
+    differing_options,
     read_options,
 )
 from mtl_keras.experiments.runs import read_history
@@ -67,29 +68,50 @@ def write_comparison_report(
         What a reader of the scores has to know, `""` if the runs are on the same data.
 
     Raises:
-        UserError: if the file is there and is not a report.
+        UserError: if runs of a group differ in more than their seed, if a file of a
+            run is damaged, or if the page is there and is not a report.
     """
     options = {
         directory: read_options(TrainOptions, directory / "options.json")
         for directories in groups.values()
         for directory in directories
     }
+    for name, directories in groups.items():
+        _check_alike(name, directories, options)
     warning = _warn(options)
     sections = [
         _show_scores(groups, warning),
         *_show_courses(groups),
         _show_settings(groups, options),
     ]
-    count = f"{len(options)} runs in {len(groups)} rows"
-    write_page(Page(title, f"{count}. {warning}".strip(), sections), path)
+    count = f"Runs: {len(options)}, rows: {len(groups)}."
+    write_page(Page(title, f"{count} {warning}".strip(), sections), path)
     return warning
 
 
+def _check_alike(name, directories, options):
+    first, *others = directories
+    for other in others:
+        differing = differing_options(
+            options[first], options[other], ("seed", "recipe", *STARTING_OPTIONS)
+        )
+        if differing:
+            raise UserError(
+                f"{first} and {other} are both called {name}, which stands for runs "
+                f"that differ in their seed alone, but they differ in "
+                f"{', '.join(differing)}; rename one of them."
+            )
+
+
 def _warn(options):
+    def value_of(one, name):
+        is_place = name == "data" and one.data
+        return pathlib.Path(one.data).resolve() if is_place else getattr(one, name)
+
     differing = [
         flag_of(name)
         for name in DATA_OPTIONS
-        if len({as_text(getattr(one, name)) for one in options.values()}) > 1
+        if len({value_of(one, name) for one in options.values()}) > 1
     ]
     if not differing:
         return ""

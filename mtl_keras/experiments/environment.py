@@ -31,7 +31,8 @@ def describe(packages: Sequence[str] = ("numpy",)) -> dict[str, Any]:
 
 
 def write_environment(directory: pathlib.Path) -> None:
-    """Keeps what a run is trained with in `environment.json` of its directory."""
+    """Keeps what a run is trained with in `environment.json` of its directory; where it
+    goes on with something else, that as well, in `resumed_with`."""
     import keras
 
     import mtl_keras
@@ -41,6 +42,13 @@ def write_environment(directory: pathlib.Path) -> None:
     found["packages"] = {"mtl_keras": mtl_keras.__version__, **found["packages"]}
     found["devices"] = ", ".join(keras.distribution.list_devices())
     path = directory / "environment.json"
+    if path.exists():
+        first = json.loads(path.read_text(encoding="utf-8"))
+        same = ("cpu", "packages", "devices")
+        changed = {k: found[k] for k in same if found[k] != first.get(k)}
+        if not changed:
+            return
+        found = {**first, "resumed_with": [*first.get("resumed_with", []), changed]}
     path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 

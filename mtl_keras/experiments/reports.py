@@ -6,10 +6,12 @@ It is made from the files alone, so it can be made again at any time.
 import dataclasses
 import json
 import pathlib
+import sys
 
 import numpy as np
 
 from mtl_keras.cityscapes import EVALUATED
+from mtl_keras.errors import UserError
 from mtl_keras.experiments.arguments import as_text, flag_of
 from mtl_keras.experiments.options import (
     STARTING_OPTIONS,
@@ -18,6 +20,7 @@ from mtl_keras.experiments.options import (
 )
 from mtl_keras.experiments.runs import find_best, find_best_scores, read_history
 from mtl_keras.figures.charts import DASHES, Line, draw_confusion, draw_lines
+from mtl_keras.figures.markdown import name_instance_metrics
 from mtl_keras.figures.report import Page, Picture, Section, Table, write_page
 from mtl_keras.tasks import METRICS, TASKS
 
@@ -25,7 +28,15 @@ REPORT = "report.html"
 
 
 def write_run_report(directory: pathlib.Path) -> None:
-    """Writes `report.html` into the directory of a run."""
+    """Writes `report.html` into the directory of a run; says so if it cannot, since the
+    run itself is whole without."""
+    try:
+        write_page(_make_page(directory), directory / REPORT)
+    except UserError as error:
+        print(f"Note: there is no new report. {error}", file=sys.stderr)
+
+
+def _make_page(directory):
     options = read_options(TrainOptions, directory / "options.json")
     history = read_history(directory)
     clock = read_history(directory, "epochs.csv")
@@ -39,10 +50,7 @@ def write_run_report(directory: pathlib.Path) -> None:
         *_show_timings(clock),
         *_show_environment(directory),
     ]
-    write_page(
-        Page(f"Run {directory.name}", _summarize(options, history), sections),
-        directory / REPORT,
-    )
+    return Page(f"Run {directory.name}", _summarize(options, history), sections)
 
 
 def _summarize(options, history):
@@ -70,6 +78,9 @@ def _show_scores(directory, options, evaluated):
             ("network", evaluated["metrics"]),
             ("constant predictor", evaluated["constant_predictor"]),
         ]
+        if evaluated["instances"]:
+            best = name_instance_metrics(evaluated["instances"]["upper_bound"])
+            rows.append(("true votes and classes, decoded", best))
     else:
         best = find_best(directory, options.tasks)
         note = "On the split val, as training found them."
@@ -103,8 +114,10 @@ def _show_classes(evaluated):
     for name, value in iou.items():
         row = [name, "absent" if value is None else 100 * value]
         if objects:
+            # Stuff has none; a class without an object is absent.
+            missing = "absent" if name in objects else None
             found = objects.get(name) or {}
-            row += [100 * found[k] if k in found else None for k in ("ap", "ap50")]
+            row += [100 * found[k] if k in found else missing for k in ("ap", "ap50")]
         rows.append(row)
     pictures = []
     if evaluated.get("confusion"):
@@ -113,7 +126,8 @@ def _show_classes(evaluated):
         picture = draw_confusion(
             matrix[:, : len(matrix)],
             [label.name for label in EVALUATED],
-            "per cent of the pixels of each true class; below 0.5 left out",
+            "per cent of the pixels of each true class; below 0.5, and what is "
+            "predicted as a class that is not evaluated, left out",
         )
         pictures = [Picture("Confusion matrix", picture, wide=True)]
     yield Section("Classes", "", [Table("Classes", columns, rows)], pictures)

@@ -85,6 +85,8 @@ def write_page(page: Page, path: PathLike) -> None:
         UserError: if the file is there and is not a report, or cannot be written.
     """
     path = pathlib.Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; name a file in it.")
     if path.exists():
         with open(path, encoding="utf-8", errors="replace") as file:
             if file.readline().rstrip() != MARK:
@@ -100,8 +102,8 @@ def write_page(page: Page, path: PathLike) -> None:
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise UserError(
-            f"{path} cannot be written ({error.strerror}); make room for it, or choose "
-            "another place."
+            f"{path} cannot be written ({error.strerror}); choose another place, or "
+            "make room for it."
         ) from error
 
 
