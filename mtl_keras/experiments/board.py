@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from mtl_keras.data.batches import Batch
@@ -84,7 +85,8 @@ class StepBoard(keras.callbacks.Callback):
         gallery = self.problem.make_gallery(file, num_frames)
         for content in self.problem.make_batches("val", num_frames, num_frames):
             batch = Batch([], *content)
-            gallery.update(batch, self.model.network.predict_on_batch(batch.images))
+            images = np.asarray(batch.images)  # for networks on every backend
+            gallery.update(batch, self.model.network.predict_on_batch(images))
         gallery.result()
         return file.getvalue()
 
