@@ -3,6 +3,7 @@
 import argparse
 import json
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +14,7 @@ from mtl_keras.errors import UserError
 from mtl_keras.experiments.options import EvaluateOptions, TrainOptions
 from mtl_keras.experiments.setup import check_evaluation
 from mtl_keras.instances import average_precision, encode_offsets
+from mtl_keras.serving import export
 from mtl_keras.serving.submission import SubmissionWriter
 
 FRAME = "aachen_000000_000019"
@@ -100,6 +102,19 @@ def test_an_earlier_submission_is_replaced_and_nothing_else(tmp_path):
     with pytest.raises(UserError, match="also holds notes.txt"):
         write(path, two_cars())
     assert (path / "notes.txt").read_text() == "mine"
+
+
+def test_models_and_submissions_do_not_replace_each_other(tmp_path):
+    image = keras.Input((4, 6, 3))
+    network = keras.Model(image, {"depth": keras.layers.Conv2D(1, 1)(image)})
+    export(network, tmp_path / "model")
+    with pytest.raises(UserError, match="holds a model, which a submission does not"):
+        write(tmp_path / "model", two_cars())
+    assert (tmp_path / "model" / "saved_model.pb").exists()
+    write(tmp_path / "sent", two_cars())
+    with pytest.raises(UserError, match="holds a submission, which a model does not"):
+        export(network, tmp_path / "sent")
+    assert (tmp_path / "sent" / "semantic").is_dir()
 
 
 def test_an_interrupted_submission_leaves_nothing(tmp_path):

@@ -12,6 +12,7 @@ from mtl_keras.errors import UserError
 # Lists the files of an export, so that no other is ever removed with it, and says what
 # a file of another program could not.
 MANIFEST = "mtl_keras_export.json"
+SUBMISSION = "submission"  # the format of what is not a model
 
 
 @contextlib.contextmanager
@@ -27,7 +28,8 @@ def replace_export(path: pathlib.Path, **facts: Any) -> Iterator[pathlib.Path]:
             written.
     """
     path = path.absolute()
-    check_replaceable(path)
+    kind = facts.get("format")
+    check_replaceable(path, kind == SUBMISSION)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
@@ -40,7 +42,9 @@ def replace_export(path: pathlib.Path, **facts: Any) -> Iterator[pathlib.Path]:
             (new / MANIFEST).write_text(
                 json.dumps({"files": files, **facts}), encoding="utf-8"
             )
-            check_replaceable(path)  # again: the export took a while
+            check_replaceable(
+                path, kind == SUBMISSION
+            )  # again: the export took a while
             if path.exists():
                 path.rename(old)
             try:
@@ -69,8 +73,9 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
         return {}
 
 
-def check_replaceable(path: pathlib.Path) -> None:
-    """Raises `UserError` if a path is there and neither an earlier export nor empty."""
+def check_replaceable(path: pathlib.Path, by_submission: bool = False) -> None:
+    """Raises `UserError` if a path is there and neither empty nor an earlier export,
+    or, for a submission, an earlier submission."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         what = "a link" if path.is_symlink() else "a file"
         raise UserError(f"{path} is {what}, which is not replaced; export elsewhere.")
@@ -87,6 +92,12 @@ def check_replaceable(path: pathlib.Path) -> None:
         raise UserError(
             f"{path} is there and no export of this package; remove it or export "
             "elsewhere."
+        )
+    if (manifest.get("format") == SUBMISSION) != by_submission:
+        kinds = ("a model", "a submission")
+        raise UserError(
+            f"{path} holds {kinds[not by_submission]}, which {kinds[by_submission]} "
+            "does not replace; choose another directory."
         )
     if others := sorted(set(_list_files(path)) - set(manifest["files"])):
         raise UserError(

@@ -19,7 +19,7 @@ from mtl_keras.hints import PathLike
 from mtl_keras.instances.average_precision import write_prediction
 from mtl_keras.png import encode_png
 from mtl_keras.serving.answers import make_answer
-from mtl_keras.serving.export_directory import replace_export
+from mtl_keras.serving.export_directory import SUBMISSION, replace_export
 from mtl_keras.workers import count_cores
 
 
@@ -49,7 +49,7 @@ class SubmissionWriter:
 
     def __enter__(self) -> Self:
         self._directory = self._stack.enter_context(
-            replace_export(self.path, format="submission")
+            replace_export(self.path, format=SUBMISSION)
         )
         (self._directory / "semantic").mkdir()
         self._pool = self._stack.enter_context(
