@@ -67,6 +67,8 @@ def make_run(directory, miou=0.25, evaluated=False, **options):
         found["metrics"] = {
             "split": "val",
             "frames": 77,
+            "title": "other streets, split val, 77 frames",
+            "epoch": 0,
             "metrics": {"semantic/miou": 0.4375, "depth/mean_abs": 1.125},
             "constant_predictor": constant,
             "per_class_iou": {"car": 0.625, "road": 0.0, "train": None},
@@ -112,12 +114,30 @@ def test_a_trained_run_is_reported(tmp_path):
 
 def test_an_evaluated_run_is_reported(tmp_path):
     page = report_of(make_run(tmp_path / "run", evaluated=True))
-    assert "on the split val, 77 frames" in page
+    assert "on other streets, split val, 77 frames." in page
     assert ">43.75<" in page and ">1.125<" in page
     assert ">62.5<" in page and ">absent<" in page
     assert "Confusion matrix" in page and ">75<" in page  # per cent of the cars
     assert page.count('src="data:image/png;base64,') == 1
     assert "depth: the best, the median and the worst frame" in page
+
+
+def test_scores_of_an_earlier_checkpoint_are_not_shown(tmp_path):
+    run = make_run(tmp_path / "run", evaluated=True)
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps({**metrics, "epoch": 1}))
+    page = report_of(run)
+    assert "The best checkpoint is that of epoch 1." in page
+    assert ">43.75<" not in page and "the median and the worst frame" not in page
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "epochs.csv", "history.csv"])
+def test_a_damaged_file_does_not_end_a_run(tmp_path, capsys, name):
+    run = make_run(tmp_path / "run", evaluated=True)
+    content = (run / name).read_text(encoding="utf-8")
+    (run / name).write_text(content[: len(content) // 2] + "\n0,x,", encoding="utf-8")
+    reports.write_run_report(run)
+    assert f"{name} is damaged" in capsys.readouterr().err
 
 
 def test_fixed_weights_have_no_sigma(tmp_path):
@@ -224,6 +244,14 @@ def test_runs_of_one_name_differ_in_their_seed_alone(tmp_path, monkeypatch, caps
     assert "are both called a" in said and "differ in --epochs; rename" in said
 
 
+def test_one_run_is_not_two_seeds(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "a-seed1")
+    assert call("--compare", "a", "a-seed1") == 2
+    assert "two of them have the same seed" in capsys.readouterr().err
+
+
 def test_one_tree_by_two_names_is_the_same_data(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "a", data="tree")
@@ -263,6 +291,10 @@ def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch):
     environment.write_environment(tmp_path)
     found = json.loads((tmp_path / "environment.json").read_text())
     assert found == {**first, "resumed_with": [{"cpu": "an abacus"}]}
+    (tmp_path / "environment.json").write_text("{")  # damaged: made again
+    environment.write_environment(tmp_path)
+    found = json.loads((tmp_path / "environment.json").read_text())
+    assert found["cpu"] == "an abacus" and "resumed_with" not in found
 
 
 def test_groups_are_named_after_their_runs(tmp_path):

@@ -216,6 +216,8 @@ def draw_ranking(
     single = dataclasses.replace(options, instances=False)
     batches = load_batches(single, problem, batch_size)
     rows = load_rows(network, batches, chosen, batch_size) if chosen else {}
+    for path in (directory / "figures").glob("frames_*.png") if ranking else ():
+        path.unlink()  # of another split, maybe
     for task, ranks in ranking.items():
         metric = METRICS[main_metric(task)]
         notes = [
@@ -236,14 +238,15 @@ def report(
 ) -> None:
     """Prints and writes the metric table, or says that there is none."""
     from mtl_keras.experiments.reports import write_run_report
+    from mtl_keras.experiments.runs import find_best
     from mtl_keras.figures.markdown import format_metrics, name_instance_metrics
 
     if options.predictions:
         print(f"The predicted maps are in {predictions_of(options, directory)}.")
     if options.submission:
         print(
-            f"The submission is in {options.submission}; pack semantic/ and "
-            "instances/, each as an archive of its own."
+            f"The submission is in {options.submission}; pack each folder in it as an "
+            "archive of its own."
         )
     if not results["metrics"]:
         print(
@@ -266,6 +269,9 @@ def report(
         )
         if options.left_over == "nearest":
             title += ", left-over pixels to the nearest"
+    # What they are scores of: the checkpoint may change, and the data be others.
+    best = find_best(directory, problem.options.tasks)
+    scores |= {"title": title, "epoch": best.get("epoch")}
     table = format_metrics(
         scores["metrics"],
         scores["constant_predictor"],

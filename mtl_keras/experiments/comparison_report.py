@@ -91,6 +91,12 @@ def write_comparison_report(
 
 def _check_alike(name, directories, options):
     first, *others = directories
+    seeds = [options[directory].seed for directory in directories]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(
+            f"{', '.join(map(str, directories))} are all called {name}, but two of "
+            "them have the same seed, so they are no repetitions; leave one out."
+        )
     for other in others:
         differing = differing_options(
             options[first], options[other], ("seed", "recipe", *STARTING_OPTIONS)

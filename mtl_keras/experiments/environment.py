@@ -42,14 +42,23 @@ def write_environment(directory: pathlib.Path) -> None:
     found["packages"] = {"mtl_keras": mtl_keras.__version__, **found["packages"]}
     found["devices"] = ", ".join(keras.distribution.list_devices())
     path = directory / "environment.json"
-    if path.exists():
-        first = json.loads(path.read_text(encoding="utf-8"))
+    if first := _read(path):
         same = ("cpu", "packages", "devices")
         changed = {k: found[k] for k in same if found[k] != first.get(k)}
         if not changed:
             return
         found = {**first, "resumed_with": [*first.get("resumed_with", []), changed]}
-    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    unfinished = directory / "environment.json.part"
+    unfinished.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _read(path):
+    """What is kept already, empty if it cannot be read."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _is_installed(name):

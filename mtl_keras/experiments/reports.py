@@ -40,11 +40,11 @@ def _make_page(directory):
     options = read_options(TrainOptions, directory / "options.json")
     history = read_history(directory)
     clock = read_history(directory, "epochs.csv")
-    evaluated = _read_json(directory / "metrics.json")
+    evaluated = _read_evaluation(directory, options)
     sections = [
         _show_scores(directory, options, evaluated),
         *_show_classes(evaluated),
-        *_show_frames(directory, options),
+        *(_show_frames(directory, options) if evaluated else ()),
         *_show_curves(history, clock, options),
         _show_options(options),
         *_show_timings(clock),
@@ -63,17 +63,25 @@ def _summarize(options, history):
     )
 
 
+def _read_evaluation(directory, options):
+    """What `evaluate.py` has found for the best checkpoint; empty if that is another
+    one by now."""
+    found = _read_json(directory / "metrics.json")
+    best = find_best(directory, options.tasks)
+    return found if found.get("epoch", -1) == best.get("epoch") else {}
+
+
 def _read_json(path):
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); remove it.") from error
 
 
 def _show_scores(directory, options, evaluated):
     constant = _read_json(directory / "constant_result.json")
     if evaluated:
-        note = (
-            f"The best checkpoint on the split {evaluated['split']}, "
-            f"{evaluated['frames']} frames."
-        )
+        note = f"The best checkpoint on {evaluated['title']}."
         rows = [
             ("network", evaluated["metrics"]),
             ("constant predictor", evaluated["constant_predictor"]),

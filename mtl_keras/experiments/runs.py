@@ -157,11 +157,17 @@ def read_history(
     path = pathlib.Path(directory) / name
     if not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [
-            {key: float(value) for key, value in row.items()}
-            for row in csv.DictReader(file)
-        ]
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return [
+                {key: float(value) for key, value in row.items()}
+                for row in csv.DictReader(file)
+            ]
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); restore it, or train the run again in "
+            "another directory."
+        ) from error
 
 
 def find_best(directory: pathlib.Path, tasks: Sequence[str]) -> dict[str, float]:
