@@ -122,13 +122,24 @@ FILES = {
     "disparity": ("disparity", "_disparity.png"),
 }
 
-# The archive of the download page that holds the files of a kind.
-ARCHIVES = {
-    "image": "leftImg8bit_trainvaltest.zip",
-    "semantic": "gtFine_trainvaltest.zip",
-    "instance": "gtFine_trainvaltest.zip",
-    "disparity": "disparity_trainvaltest.zip",
-}
+COARSE_SPLIT = "train_extra"  # further frames, with polygons drawn in minutes
+COARSE_FOLDER = "gtCoarse"  # of its labels, in place of gtFine
+
+
+def find_folder(kind: str, split: str) -> tuple[str, str]:
+    """The folder of a kind of files in a split, and the ending of their names."""
+    folder, ending = FILES[kind]
+    if split == COARSE_SPLIT and folder == "gtFine":
+        return COARSE_FOLDER, ending.replace("gtFine", COARSE_FOLDER)
+    return folder, ending
+
+
+def name_archive(kind: str, split: str) -> str:
+    """The archive of the download page that holds a kind of files of a split."""
+    folder, _ = find_folder(kind, split)
+    if folder == COARSE_FOLDER:
+        return f"{folder}.zip"
+    return f"{folder}_{'trainextra' if split == COARSE_SPLIT else 'trainvaltest'}.zip"
 
 
 def frame_path(
@@ -144,7 +155,7 @@ def frame_path(
         city: optional str, the folder below the split. Defaults to the first part
             of `frame_id`.
     """
-    folder, ending = FILES[kind]
+    folder, ending = find_folder(kind, split)
     city = city or frame_id.split("_")[0]
     return pathlib.Path(root) / folder / split / city / (frame_id + ending)
 

@@ -93,7 +93,9 @@ def test_hidden_files_are_no_frames(own_tree):
 def test_frames_of_one_name_are_named(own_tree):
     city = path_of(own_tree, "image").parent
     shutil.copytree(city, city.with_name("bonn"))
-    with pytest.raises(UserError, match="streets/streets_000000.*bonn/.*have one name"):
+    with pytest.raises(
+        UserError, match="streets/streets_000000.*bonn/.*have the same name"
+    ):
         list_frames(own_tree, "train", ())
 
 

@@ -24,8 +24,8 @@ def list_records(builder, split):
     return list(builder.as_dataset(split, shuffle_files=False).as_numpy_iterator())
 
 
-def prepare(tree, data_dir, image_size=TREE_IMAGE_SIZE, tasks=ALL):
-    return records.prepare_cityscapes(tree, image_size, tasks, data_dir)
+def prepare(tree, data_dir, image_size=TREE_IMAGE_SIZE, tasks=ALL, **options):
+    return records.prepare_cityscapes(tree, image_size, tasks, data_dir, **options)
 
 
 def assert_same_records(first, second):
@@ -402,10 +402,90 @@ def test_trees_without_a_frame(own_tree, tmp_path):
 
 def test_a_split_without_frames_is_named(own_tree, tmp_path):
     shutil.rmtree(own_tree / "leftImg8bit" / "val")
-    builder = prepare(own_tree, tmp_path)
-    records.check_split(builder, "train")
+    assert [*prepare(own_tree, tmp_path).info.splits] == ["train", "test"]
     with pytest.raises(UserError, match=f"{own_tree}.*split 'val'.*train, test"):
-        records.check_split(builder, "val")
+        prepare(own_tree, tmp_path, splits=("val",))
+    with pytest.raises(UserError, match="rendered streets.*split 'test'.*train, val"):
+        records.prepare("", (32, 64), ALL, tmp_path, splits=("test",))
+
+
+def test_only_the_splits_that_are_asked_for_are_made(
+    street_tree, tmp_path, count_reads
+):
+    builder = prepare(street_tree, tmp_path, splits=("val",))
+    assert [*builder.info.splits] == ["val"]
+    assert len(count_reads) == TREE_SIZES["val"]
+    prepare(street_tree, tmp_path, splits=("val",))
+    assert len(count_reads) == TREE_SIZES["val"]
+
+
+def make_coarse(tree):
+    """Turns the training frames of a tree into frames with coarse labels."""
+    for folder in ("leftImg8bit", "disparity", "gtFine"):
+        new = tree / folder.replace("gtFine", "gtCoarse") / "train_extra"
+        new.parent.mkdir(exist_ok=True)
+        (tree / folder / "train").rename(new)
+        for path in [*new.rglob("*_gtFine_*")]:
+            path.rename(path.with_name(path.name.replace("gtFine", "gtCoarse")))
+
+
+def test_frames_with_coarse_labels(own_tree, street_tree, tmp_path):
+    make_coarse(own_tree)
+    assert [*prepare(own_tree, tmp_path).info.splits] == ["val", "test"]
+    extra = prepare(own_tree, tmp_path, splits=("train_extra",))
+    fine = prepare(street_tree, tmp_path, splits=("train",))
+    assert_same_records(list_records(extra, "train_extra"), list_records(fine, "train"))
+    shutil.copytree(street_tree, own_tree, dirs_exist_ok=True)
+    both = prepare(own_tree, tmp_path, splits=("train", "train_extra"))
+    assert both.info.splits["train+train_extra"].num_examples == 2 * TREE_SIZES["train"]
+    batches = pipelines.make_dataset(
+        both, "train+train_extra", ("depth",), "train_ids", 8
+    )
+    assert len(next(iter(batches))[0]) == 8
+    (own_tree / "gtCoarse").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="put gtCoarse.zip beside"):
+        prepare(own_tree, tmp_path, splits=("train_extra",))
+    (own_tree / "disparity" / "train_extra").rename(tmp_path / "other")
+    with pytest.raises(UserError, match="put disparity_trainextra.zip beside"):
+        prepare(own_tree, tmp_path, tasks=("depth",), splits=("train_extra",))
+
+
+def test_bad_frames_are_left_out_and_listed(own_tree, tmp_path, capsys):
+    whole = list_records(prepare(own_tree, tmp_path, splits=("train",)), "train")
+    path_of(own_tree, "image", 1).write_bytes(b"no picture")
+    path_of(own_tree, "disparity", 2).unlink()
+    with pytest.raises(UserError, match="streets_000002.*disparity.png is missing"):
+        prepare(own_tree, tmp_path, splits=("train",))
+    capsys.readouterr()
+    for _ in range(2):  # made, and found again
+        builder = prepare(own_tree, tmp_path, splits=("train",), skip_bad=True)
+        assert_same_records(list_records(builder, "train"), [whole[0], whole[3]])
+        note = capsys.readouterr().err
+        assert f"2 frames of {own_tree} are left out" in note
+        assert "000001_000019_leftImg8bit.png cannot be read as an image" in note
+        assert "000002_000019_disparity.png is missing." in note
+    with pytest.raises(UserError, match="is missing"):  # never by surprise
+        prepare(own_tree, tmp_path, splits=("train",))
+
+
+def test_records_of_whole_data_serve_where_bad_frames_may_be_left_out(
+    street_tree, tmp_path, count_reads, capsys
+):
+    prepare(street_tree, tmp_path)
+    before = len(count_reads)
+    prepare(street_tree, tmp_path, skip_bad=True)
+    assert len(count_reads) == before
+    assert "left out" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", ["damaged", "missing"])
+def test_data_of_bad_frames_alone_are_refused(own_tree, tmp_path, fault):
+    for index in range(TREE_SIZES["val"]):
+        path = path_of(own_tree, "semantic", index, "val")
+        path.write_bytes(b"?") if fault == "damaged" else path.unlink()
+    with pytest.raises(UserError, match="000000_000019_gtFine_labelIds.png"):
+        prepare(own_tree, tmp_path / "data", splits=("val",), skip_bad=True)
+    assert built(tmp_path / "data") == []
 
 
 def built(data_dir):

@@ -122,7 +122,7 @@ def evaluate(options: EvaluateOptions, directory: pathlib.Path) -> None:
     trainer = setup.build_trainer(problem)
     runs.restore_best(trainer, directory)
     num_frames = problem.count_frames(options.split)
-    batch_size = min(options.batch_size, num_frames)
+    batch_size = choose_batch_size(options, problem)
     with contextlib.ExitStack() as stack:
         evaluators = make_evaluators(options, problem, directory, num_frames, stack)
         batches = load_batches(options, problem, batch_size)
@@ -132,6 +132,14 @@ def evaluate(options: EvaluateOptions, directory: pathlib.Path) -> None:
         )
     draw_ranking(options, problem, directory, trainer.network, results["ranking"])
     report(options, problem, directory, num_frames, results)
+
+
+def choose_batch_size(options: EvaluateOptions, problem: Problem) -> int:
+    """The frames at a time, not more than there are."""
+    from mtl_keras.data.batches import limit_batch
+
+    chosen = options.batch_size or limit_batch(16, problem.options.image_size)
+    return min(chosen, problem.count_frames(options.split))
 
 
 def load_batches(
@@ -212,7 +220,7 @@ def draw_ranking(
     from mtl_keras.tasks import METRICS, main_metric
 
     chosen = {index for ranks in ranking.values() for index, _ in ranks.values()}
-    batch_size = min(options.batch_size, problem.count_frames(options.split))
+    batch_size = choose_batch_size(options, problem)
     single = dataclasses.replace(options, instances=False)
     batches = load_batches(single, problem, batch_size)
     rows = load_rows(network, batches, chosen, batch_size) if chosen else {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import dataclasses
 import functools
 import itertools
 import pathlib
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtl_keras.cityscapes import CAMERA, IMAGE_SIZE
 from mtl_keras.commands.console import start_tensorflow
+from mtl_keras.data.batches import limit_batch
 from mtl_keras.errors import UserError
 from mtl_keras.experiments.arguments import parse_options
 from mtl_keras.experiments.kinds import KINDS
@@ -88,6 +90,8 @@ def predict(
     check_output(directory, is_video, options)
     model, camera_of = open_model(model_path, options)
     check_tasks(model, options.only)
+    batch_size = options.batch_size or limit_batch(8, model.image_size)
+    options = dataclasses.replace(options, batch_size=batch_size)
     directory.mkdir(parents=True, exist_ok=True)
     num_written = 0
     if pictures := [path for path in paths if not is_video[path]]:

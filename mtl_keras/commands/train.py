@@ -101,7 +101,9 @@ def train(options: TrainOptions, export: bool = True) -> None:
     with runs.claim_directory(options, epochs) as directory:
         keras.utils.set_random_seed(options.seed)
         pretrained = options.pretrained and not runs.finished_epochs(directory)
-        trainer = setup.build_trainer(problem, "imagenet" if pretrained else None)
+        trainer = setup.build_trainer(
+            problem, "imagenet" if pretrained else None, problem.training_size
+        )
         if not runs.is_trained(directory, epochs):
             fit(trainer, problem, directory, epochs, steps_per_epoch)
         draw_history(options, directory)
@@ -140,7 +142,11 @@ def fit(
             epochs=epochs,
             initial_epoch=first_epoch,
             steps_per_epoch=steps_per_epoch,
-            validation_data=problem.make_batches("val", options.batch_size),
+            validation_data=(
+                None  # see WholeFrameValidation
+                if problem.has_crops
+                else problem.make_batches("val", problem.batch_size)
+            ),
             callbacks=callbacks.make_callbacks(directory, problem, num_steps),
             shuffle=False,  # the batches are
             verbose=0,
@@ -167,11 +173,12 @@ def export_best(
     from mtl_keras.serving import export
 
     runs.restore_best(trainer, directory)
+    network = problem.of_whole_frames(trainer.network)
     for format in problem.options.export:
         path = directory / EXPORTS[format]
         if not path.exists():
             print(f"Exporting the best checkpoint to {path}.")
-            export(trainer.network, path, format, describe_best(problem, directory))
+            export(network, path, format, describe_best(problem, directory))
     print(f"{directory} is complete; now: python evaluate.py {directory}")
 
 

@@ -19,11 +19,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mtl_keras.cityscapes import (
-    ARCHIVES,
-    FILES,
+    COARSE_SPLIT,
     FIRST_INSTANCE_ID,
     LABELS,
+    find_folder,
     frame_path,
+    name_archive,
 )
 from mtl_keras.data.sources import (
     File,
@@ -37,7 +38,7 @@ from mtl_keras.data.sources import (
 from mtl_keras.errors import UserError
 from mtl_keras.hints import PathLike, Size
 
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test", COARSE_SPLIT)
 LABEL_KINDS = ("semantic", "instance", "disparity")
 
 VERSION = 2  # of the reading; raise it when a file gives another frame than before
@@ -59,14 +60,21 @@ class FrameFiles(NamedTuple):
     paths: dict
 
 
-def list_frames(root: PathLike, split: str, kinds: Sequence[str]) -> list[FrameFiles]:
+def list_frames(
+    root: PathLike,
+    split: str,
+    kinds: Sequence[str],
+    left_out: list[str] | None = None,
+) -> list[FrameFiles]:
     """Finds the frames of a split and makes sure that their files exist.
 
     Args:
         root: the tree, see `sources.find_sources`.
-        split: str. `"test"` may lack the files of `kinds`; they are left out
-            where they are missing.
+        split: str, one of `SPLITS`. `"test"` may lack the files of `kinds`; they are
+            left out where they are missing.
         kinds: the kinds of label files that are needed, of `LABEL_KINDS`.
+        left_out: optional list. If given, frames that lack a file are left out, and a
+            sentence about each is added to it.
 
     Returns:
         A list of `FrameFiles` in the order of their ids, empty if the tree does
@@ -76,62 +84,69 @@ def list_frames(root: PathLike, split: str, kinds: Sequence[str]) -> list[FrameF
         UserError: if the tree is not one, or names the first missing file.
     """
     sources = find_sources(root)
-    folder, ending = FILES["image"]
+    folder, ending = find_folder("image", split)
     if not has_folder(sources, folder):
         raise UserError(
             f"{root} is not a Cityscapes tree: it has no folder {folder}; put "
-            f"{ARCHIVES['image']} into it, as it is or unpacked."
+            f"{name_archive('image', split)} into it, as it is or unpacked."
         )
     found: dict[str, FrameFiles] = {}
-    missing: list[tuple[str, str]] = []
+    missing: dict[str, tuple[str, str]] = {}  # by frame, the first path and its kind
+    count = 0
     images = find_files(sources, f"{folder}/{split}", ending)
     for image in sorted(images, key=lambda file: (file.parent.name, file.name)):
         city = image.parent.name
         frame_id = image.name.removesuffix(ending)
         paths: dict[str, File] = {"image": image}
+        absent = []
         for kind in kinds:
             path = frame_path("", split, frame_id, kind, city).as_posix()
             file = locate(sources, path)
             if file is not None:
                 paths[kind] = file
             elif split != "test":
-                missing.append((f"{sources[0]}/{path}", kind))
+                absent.append((f"{sources[0]}/{path}", kind))
         if isinstance(image, pathlib.Path) and not is_file(image):  # a dead link
-            missing.append((str(image), "image"))
+            absent.append((str(image), "image"))
         if frame_id in found:
             raise UserError(
-                f"{image} and {found[frame_id].paths['image']} have one name; "
+                f"{image} and {found[frame_id].paths['image']} have the same name; "
                 "remove one of the two frames, or rename its files."
             )
         found[frame_id] = FrameFiles(frame_id, paths)
-    if missing:
-        path, kind = missing[0]
-        others = f" and {len(missing) - 1} more files are" if missing[1:] else " is"
+        if absent:
+            missing[frame_id] = absent[0]
+            count += len(absent)
+    if missing and (left_out is None or len(missing) == len(found)):
+        path, kind = next(iter(missing.values()))
+        others = f" and {count - 1} more files are" if count > 1 else " is"
         raise UserError(
-            f"{path}{others} missing; put {ARCHIVES[kind]} beside, as it is or "
-            "unpacked, or leave out the task that needs them."
+            f"{path}{others} missing; put {name_archive(kind, split)} beside, as it is "
+            "or unpacked, or leave out the task that needs them."
         )
-    return [*found.values()]
+    if left_out is not None:
+        left_out += [f"{path} is missing." for path, _ in missing.values()]
+    return [files for name, files in found.items() if name not in missing]
 
 
-def has_files(root: PathLike, kind: str) -> bool:
-    """Whether a tree holds any file of a kind outside the test split."""
-    folder, ending = FILES[kind]
+def has_files(root: PathLike, kind: str, splits: Sequence[str] = SPLITS) -> bool:
+    """Whether a tree holds any file of a kind in some splits."""
     sources = find_sources(root)
-    return any(
-        next(find_files(sources, f"{folder}/{split}", ending), None) is not None
-        for split in ("train", "val")
-    )
+    for split in splits:
+        folder, ending = find_folder(kind, split)
+        if next(find_files(sources, f"{folder}/{split}", ending), None) is not None:
+            return True
+    return False
 
 
 def read_frame(
-    files: FrameFiles, image_size: Size
+    files: FrameFiles, image_size: Size | None
 ) -> tuple[dict[str, np.ndarray], Size]:
     """Reads a frame and resizes it; see `resize_frame`.
 
     Args:
         files: `FrameFiles`.
-        image_size: `(height, width)` in pixels.
+        image_size: `(height, width)` in pixels, or `None` to keep that of the source.
 
     Returns:
         The frame, and the `(height, width)` of its source.
@@ -147,11 +162,11 @@ def read_frame(
             raise UserError(
                 f"{files.paths[kind]} is {_size(array)}, but its image "
                 f"{files.paths['image']} is {_size(frame['image'])}; both must have "
-                "one size."
+                "the same size."
             )
         if kind in ("semantic", "instance"):
             _check_ids(files.paths[kind], array, kind)
-    return resize_frame(frame, image_size), source_size
+    return (resize_frame(frame, image_size) if image_size else frame), source_size
 
 
 def resize_frame(
@@ -209,7 +224,7 @@ def _read_png(path, kind):
             image.verify()  # all checksums, some of which decoding passes over
         with Image.open(io.BytesIO(content)) as image:
             fault = _find_fault(image, content, kind)
-            array = None if fault else np.asarray(image)
+            array = None if fault else _decode(image, content, kind)
     except Image.DecompressionBombError as error:
         raise UserError(
             f"{path} claims more pixels than Pillow accepts ({error}); make it "
@@ -223,6 +238,18 @@ def _read_png(path, kind):
         ) from error
     if fault:
         raise UserError(f"{path} {fault}.")
+    return array
+
+
+def _decode(image, content, kind):
+    """The pixels of an image that Pillow has opened: by OpenCV, which is faster, or by
+    Pillow where OpenCV knows the format less well."""
+    if image.format == "PNG":
+        mode = cv2.IMREAD_COLOR_RGB if kind == "image" else cv2.IMREAD_UNCHANGED
+        array = cv2.imdecode(np.frombuffer(content, np.uint8), mode)
+        if array is not None and array.ndim == (3 if kind == "image" else 2):
+            return array
+    array = np.asarray(image)  # which also says what is wrong with a damaged one
     return array if kind in ("image", "semantic") else array.astype(np.uint16)
 
 
@@ -240,7 +267,9 @@ def _find_fault(image, content, kind):
         return f"must be a PNG file, but holds {image.format}; {advice}"
     if getattr(image, "n_frames", 1) > 1:
         return f"must be one picture, but holds {image.n_frames}; {advice}"
-    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+    # Of a PNG, Pillow decodes all pixels to look for it.
+    has_exif = image.format != "PNG" or b"eXIf" in content
+    if has_exif and image.getexif().get(EXIF_ORIENTATION, 1) != 1:
         return (
             "has an EXIF orientation, by which viewers turn it against its labels; "
             "turn its pixels as they ought to be and remove the tag"
@@ -249,19 +278,27 @@ def _find_fault(image, content, kind):
 
 
 @functools.cache
-def _known_ids(kind):
-    """Which values a file of ids may hold, `(65536,)` bool."""
-    known = np.zeros(2**16, bool)
+def _unknown_ids(kind):
+    """The ranges `(first, length)` of values that a file of ids must not hold."""
+    known = np.zeros(2 ** (8 if kind == "semantic" else 16) + 1, bool)
+    known[-1] = True  # ends the last range
     for label in LABELS:
         known[label.id] = True
         if kind == "instance" and label.has_instances:
             first = label.id * FIRST_INSTANCE_ID
             known[first : first + FIRST_INSTANCE_ID] = True
-    return known
+    (ends,) = np.nonzero(np.diff(known, prepend=True))
+    return tuple((int(a), int(b - a)) for a, b in ends.reshape(-1, 2))
 
 
 def _check_ids(path, ids, kind):
-    wrong = ids[~_known_ids(kind)[ids]]
+    # By ranges, since a table of all values takes longer to look up than to decode.
+    wrong = [
+        ids[found]
+        for first, length in _unknown_ids(kind)
+        if (found := ids - ids.dtype.type(first) < length).any()
+    ]
+    wrong = np.concatenate(wrong) if wrong else ids[:0]
     if not wrong.size:
         return
     if kind == "instance":

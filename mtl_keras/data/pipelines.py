@@ -15,10 +15,15 @@ from mtl_keras.cityscapes import (
     class_index_table,
     decode_disparity,
 )
+from mtl_keras.data.augmentation import Augmentation
+from mtl_keras.data.resizing import resize_record
+from mtl_keras.hints import Size
 from mtl_keras.instances.offsets import NO_LABEL
+from mtl_keras.tasks import TASKS
 
 CACHE_BYTES = 2**31  # decoded records are kept in memory up to this size
-SHUFFLE_BYTES = 2**30  # beyond it, this much is shuffled at a time
+SHUFFLE_BYTES = 2**30  # beyond it, this much of the files is shuffled at a time
+BYTES_PER_PIXEL = 8  # of an image and the maps of all kinds
 
 
 def make_training_dataset(
@@ -28,13 +33,16 @@ def make_training_dataset(
     batch_size: int,
     seed: int = 0,
     first_step: int = 0,
-    flip: bool = True,
-    num_frames: int | None = None,
+    augmentation: Augmentation = Augmentation(),
+    num_frames: int = 0,
+    split: str = "train",
+    image_size: Size | None = None,
 ) -> tf.data.Dataset:
     """Endless training batches, every pass over the split in an order of its own.
 
-    Order and augmentation follow from the seed (and TensorFlow's global one), so
-    that a run that goes on at `first_step` sees what it would have seen.
+    The frames of a batch, and how they are varied, follow from the seed and the number
+    of the step, so that a run that goes on at `first_step` sees what it would have
+    seen, without reading what came before.
 
     Args:
         builder: a prepared builder of `records`.
@@ -42,28 +50,25 @@ def make_training_dataset(
         label_set: str, a key of `cityscapes.LABEL_SETS`.
         batch_size: int.
         seed: int.
-        first_step: int. Batches to leave out at the start.
-        flip: whether half of the frames are mirrored.
-        num_frames: int. Frames to use, spread evenly over the split. Defaults to
-            all.
+        first_step: int. The step to begin with.
+        augmentation: how frames are varied.
+        num_frames: int. Frames to use, spread evenly over the split; 0 for all.
+        split: str, or several with `+` between.
+        image_size: `(height, width)` that frames are resized to before they are
+            varied. Defaults to that of the records.
 
     Returns:
         `tf.data.Dataset` of batches of what `encode_record` returns.
     """
-    records, buffer_size = _load_records(builder, "train", num_frames)
+    frames = _Frames(builder, split, tasks, num_frames, image_size)
 
-    def augment(number, record):
-        draw = tf.random.experimental.stateless_fold_in([seed, 0], number)
-        if flip:
-            record = flip_record(record, tf.random.stateless_uniform([], draw) < 0.5)
-        return encode_record(record, tasks, label_set)
+    def vary(number, record):
+        element = encode_record(record, tasks, label_set)
+        return augmentation.apply(element, augmentation.draw(tf.stack([seed, number])))
 
     return without_autotuning(
-        records.shuffle(buffer_size, seed=seed)
-        .repeat()
-        .enumerate()
-        .skip(first_step * batch_size)
-        .map(augment, num_parallel_calls=tf.data.AUTOTUNE)
+        frames.shuffle(seed, first_step * batch_size)
+        .map(vary, num_parallel_calls=tf.data.AUTOTUNE)
         .batch(batch_size, drop_remainder=True)
         .prefetch(4)
     )
@@ -75,15 +80,17 @@ def make_dataset(
     tasks: Sequence[str],
     label_set: str,
     batch_size: int,
-    num_frames: int | None = None,
+    num_frames: int = 0,
+    image_size: Size | None = None,
 ) -> tf.data.Dataset:
     """The batches of a split in the order of its frames, the last one as it comes.
 
     Arguments and elements are those of `make_training_dataset`.
     """
-    records, _ = _load_records(builder, split, num_frames)
+    frames = _Frames(builder, split, tasks, num_frames, image_size)
     return without_autotuning(
-        records.map(
+        frames.in_order()
+        .map(
             lambda record: encode_record(record, tasks, label_set),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
@@ -99,13 +106,15 @@ def load_ids(builder: tfds.core.DatasetBuilder, split: str) -> list[str]:
 
 
 def load_instance_ids(
-    builder: tfds.core.DatasetBuilder, split: str, batch_size: int
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    batch_size: int,
+    image_size: Size | None = None,
 ) -> Iterator[np.ndarray]:
     """Yields the instance ids of the batches of `make_dataset`, `(batch, H, W)`."""
-    only = tfds.decode.PartialDecoding({"instance": builder.info.features["instance"]})
-    records = builder.as_dataset(split, decoders=only, shuffle_files=False)
-    for record in without_autotuning(records.batch(batch_size)).as_numpy_iterator():
-        yield record["instance"][..., 0]
+    frames = _Frames(builder, split, (), 0, image_size, also=("instance",))
+    for record in without_autotuning(frames.decoded().batch(batch_size)):
+        yield record["instance"].numpy()[..., 0]
 
 
 def encode_record(
@@ -132,18 +141,6 @@ def encode_record(
     return record["image"], targets, masks
 
 
-def flip_record(
-    record: Mapping[str, tf.Tensor], condition: tf.Tensor
-) -> dict[str, tf.Tensor]:
-    """Mirrors all maps of a record horizontally if `condition` is true."""
-    return {
-        name: tf.cond(condition, lambda: tf.reverse(value, [1]), lambda: value)
-        if value.shape.rank == 3
-        else value
-        for name, value in record.items()
-    }
-
-
 def _encode_semantic(record, label_set):
     ids = tf.cast(record["semantic"][..., 0], tf.int32)
     counts = np.zeros(256, bool)
@@ -164,12 +161,14 @@ def _encode_instance(record, label_set):
     sums = tf.math.unsorted_segment_sum(positions, index, tf.size(count))
     centres = sums / tf.cast(count, tf.float64)[:, None]
     votes = tf.cast(tf.gather(centres, index) - positions, tf.float32)
-    return tf.scatter_nd(pixels, votes, tf.TensorShape((*ids.shape, 2))), mask
+    size = tf.shape(ids, out_type=tf.int64)
+    offsets = tf.scatter_nd(pixels, votes, tf.concat([size, [2]], 0))
+    return tf.ensure_shape(offsets, (*ids.shape, 2)), mask
 
 
 def _encode_depth(record, label_set):
     coded = tf.cast(record["disparity"], tf.float32)
-    scale = record["disparity"].shape[1] / record["source_width"]
+    scale = tf.shape(coded)[1] / record["source_width"]
     disparity = decode_disparity(coded) * tf.cast(scale, tf.float32)
     disparity = tf.where(coded > 0, disparity, 0.0)
     mask = coded[..., 0] > 0
@@ -190,24 +189,120 @@ ENCODERS = {
 }
 
 
-def _load_records(builder, split, num_frames):
-    """The records of a split, cached if they fit, and how many to shuffle."""
-    height, width = builder.builder_config.image_size
-    frame_bytes = height * width * 8
-    num_records = builder.info.splits[split].num_examples
-    records = builder.as_dataset(split, shuffle_files=False)
-    if num_frames and num_frames < num_records:
-        # Neighbouring frames are of one city and alike: take them evenly.
-        records = (
-            records.enumerate()
-            .filter(lambda i, _: is_taken_evenly(i, num_frames, num_records))
-            .map(lambda _, record: record)
-            .apply(tf.data.experimental.assert_cardinality(num_frames))
+class _Frames:
+    """The records of a split, as far as tasks need them.
+
+    Decoded, they are kept in memory if they fit there; else they are read again in
+    every pass.
+    """
+
+    def __init__(self, builder, split, tasks, num_frames, image_size, also=("image",)):
+        self.features = builder.info.features
+        self.image_size = image_size or builder.builder_config.image_size
+        self.is_resized = self.image_size != builder.builder_config.image_size
+        total = builder.info.splits[split].num_examples
+        self.count = min(num_frames or total, total)
+        kinds = {kind for task in tasks for kind in TASKS[task].labels}
+        kinds |= {kind for task in tasks for kind in TASKS[task].optional_labels}
+        self.maps = [name for name in self.features if name in {*also, *kinds}]
+        self.builder, self.split, self.total = builder, split, total
+        size = self.image_size
+        self.fits = size is not None and (
+            self.count * size[0] * size[1] * BYTES_PER_PIXEL <= CACHE_BYTES
         )
-        num_records = num_frames
-    if num_records * frame_bytes <= CACHE_BYTES:
-        return records.cache(), num_records
-    return records, max(SHUFFLE_BYTES // frame_bytes, 1)
+
+    def in_order(self):
+        """All frames in their order."""
+        return self.decoded().cache() if self.fits else self.decoded()
+
+    def shuffle(self, seed, first):
+        """Endless `(number, frame)`, from the number `first` on."""
+        if self.fits:
+            return self._shuffle_in_memory(seed, first)
+        # A part at a time, read from all files side by side, as frames that follow one
+        # another are of one city.
+        size = self.builder.info.splits[self.split].num_bytes // self.total
+        buffer_size = max(SHUFFLE_BYTES // size, 1)
+
+        records = self._read(side_by_side=True)
+
+        def read_pass(number):
+            order = tf.random.stateless_uniform(
+                [],
+                tf.stack([seed, -1 - number]),  # apart from those of the frames
+                minval=None,
+                maxval=None,
+                dtype=tf.int64,
+                alg="philox",
+            )
+            return records.shuffle(
+                buffer_size, seed=order, reshuffle_each_iteration=False
+            )
+
+        return (
+            tf.data.Dataset.range(first // self.count, tf.int64.max)
+            .flat_map(read_pass)
+            .skip(first % self.count)
+            .enumerate(first)
+            .map(
+                lambda number, record: (number, self._decode(record)),
+                num_parallel_calls=tf.data.AUTOTUNE,
+            )
+        )
+
+    def _shuffle_in_memory(self, seed, first):
+        frames = next(iter(without_autotuning(self.decoded().batch(self.count))))
+
+        def pick(number):
+            place, number_of_pass = number % self.count, number // self.count
+            index = tf.random.experimental.index_shuffle(
+                place, tf.stack([seed, number_of_pass]), self.count - 1
+            )
+            return number, {name: values[index] for name, values in frames.items()}
+
+        return tf.data.Dataset.range(first, tf.int64.max).map(
+            pick, num_parallel_calls=tf.data.AUTOTUNE
+        )
+
+    def decoded(self):
+        """All frames in their order, without keeping them."""
+        return self._read().map(self._decode, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def _read(self, side_by_side=False):
+        """The records as they are stored."""
+        is_part = self.count < self.total
+        config = tfds.ReadConfig(
+            # Reading all files side by side would number the frames otherwise.
+            interleave_cycle_length=64 if side_by_side and not is_part else 1,
+            interleave_block_length=1,
+            enable_ordering_guard=False,
+            try_autocache=False,
+        )
+        records = self.builder.as_dataset(
+            self.split,
+            shuffle_files=False,
+            read_config=config,
+            decoders=tfds.decode.PartialDecoding(
+                dict.fromkeys(("source_width", *self.maps), True),
+                {name: tfds.decode.SkipDecoding() for name in self.maps},
+            ),
+        )
+        if is_part:
+            # Neighbouring frames are of one city and alike: take them evenly.
+            records = (
+                records.enumerate()
+                .filter(lambda i, _: is_taken_evenly(i, self.count, self.total))
+                .map(lambda _, record: record)
+                .apply(tf.data.experimental.assert_cardinality(self.count))
+            )
+        return records
+
+    def _decode(self, record):
+        decoded = {"source_width": record["source_width"]}
+        for name in self.maps:
+            feature = self.features[name]
+            decoded[name] = feature.decode_example(record[name])
+        return resize_record(decoded, self.image_size) if self.is_resized else decoded
 
 
 def is_taken_evenly(index: Any, count: int, total: int) -> Any:

@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from mtl_keras import streets
-from mtl_keras.cityscapes import FILES
+from mtl_keras.cityscapes import COARSE_SPLIT, FILES
 from mtl_keras.data import examples, frames
 from mtl_keras.data.pipelines import without_autotuning
 from mtl_keras.data.sources import find_sources, fingerprint
@@ -35,6 +35,7 @@ from mtl_keras.workers import WorkerPool
 STREETS_SIZES = {"train": 2000, "val": 250}
 
 CHECKED_BYTES = 2**31  # records up to this size are read through when they are opened
+LEFT_OUT = "left_out"  # in the metadata: a sentence for each frame that is not there
 FRAMING_BYTES = 16  # that a TFRecord file adds to a record: its length, two checksums
 
 
@@ -42,14 +43,18 @@ FRAMING_BYTES = 16  # that a TFRecord file adds to a record: its length, two che
 class FramesConfig(tfds.core.BuilderConfig):
     """What the records of a builder depend on.
 
-    `source` is the tree of `cityscapes_frames`, or the seed of `streets`; `sizes`
-    the number of scenes a split of `streets`.
+    `image_size` may be `None`, for frames that keep the size of their source.
+    `source` is the tree of `cityscapes_frames`, or the seed of `streets`; `splits` are
+    those that have records, `sizes` the number of scenes a split of `streets`.
+    `skip_bad` says whether frames that cannot be read are left out.
     """
 
-    image_size: tuple = (128, 256)
+    image_size: tuple | None = (128, 256)
     kinds: tuple = frames.LABEL_KINDS
     source: str = ""
+    splits: tuple = ()
     sizes: dict = dataclasses.field(default_factory=dict)
+    skip_bad: bool = False
 
 
 class _FramesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # which mypy cannot see
@@ -59,7 +64,7 @@ class _FramesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
     notified = False  # that frames are stretched; once is enough
 
     def _info(self):
-        height, width = self.builder_config.image_size
+        height, width = self.builder_config.image_size or (None, None)
         features = {
             "id": tfds.features.Text(),
             "source_width": np.int32,
@@ -77,14 +82,21 @@ class _FramesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
             description=self.__doc__,
             features=tfds.features.FeaturesDict(features),
             disable_shuffling=True,  # the records keep the order of the frames
+            metadata=tfds.core.MetadataDict({LEFT_OUT: []}),
         )
 
     def _generate_examples(self, split, make_example, jobs):
         image_size = self.builder_config.image_size
+        left_out = self.info.metadata[LEFT_OUT]
+        is_empty = True
         bar = tqdm(total=len(jobs), unit="frame", desc=f"prepare {split}")
         with WorkerPool(len(jobs)) as pool, bar:
             for example, source_size in pool.map(make_example, jobs):
                 bar.update()
+                if isinstance(example, UserError):
+                    left_out.append(str(example))
+                    continue
+                is_empty = False
                 frame_id = os.fsdecode(example["id"])
                 if not self.notified and _reshapes(source_size, image_size):
                     print(
@@ -95,6 +107,10 @@ class _FramesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
                     )
                     self.notified = True
                 yield example["id"], example
+        if is_empty:
+            raise UserError(
+                f"No frame of the split {split} can be read. The first: {left_out[0]}"
+            )
 
 
 class CityscapesFrames(_FramesBuilder):
@@ -108,15 +124,17 @@ class CityscapesFrames(_FramesBuilder):
 
     def _split_generators(self, dl_manager):
         config = self.builder_config
+        left_out = self.info.metadata[LEFT_OUT] if config.skip_bad else None
         listed = {
-            split: frames.list_frames(config.source, split, config.kinds)
-            for split in frames.SPLITS
+            split: frames.list_frames(config.source, split, config.kinds, left_out)
+            for split in config.splits
         }
+        read = (
+            examples.read_example_or_error if config.skip_bad else examples.read_example
+        )
         return {
             split: self._generate_examples(
-                split,
-                examples.read_example,
-                [(f, config.image_size, config.kinds) for f in files],
+                split, read, [(f, config.image_size, config.kinds) for f in files]
             )
             for split, files in listed.items()
             if files
@@ -148,17 +166,33 @@ class Streets(_FramesBuilder):
 
 
 def prepare(
-    data: str, image_size: Size, tasks: Sequence[str], data_dir: PathLike = "data"
+    data: str,
+    image_size: Size | None,
+    tasks: Sequence[str],
+    data_dir: PathLike = "data",
+    splits: Sequence[str] | None = None,
+    skip_bad: bool = False,
 ) -> tfds.core.DatasetBuilder:
-    """The builder of a Cityscapes tree, or of the rendered streets if `data` is
-    empty."""
+    """The builder of a Cityscapes tree, see `prepare_cityscapes`, or of the rendered
+    streets, see `prepare_streets`, if `data` is empty."""
     if data:
-        return prepare_cityscapes(data, image_size, tasks, data_dir)
-    return prepare_streets(image_size, data_dir=data_dir)
+        return prepare_cityscapes(data, image_size, tasks, data_dir, splits, skip_bad)
+    assert image_size is not None  # scenes have no size but the one that is asked for
+    sizes = STREETS_SIZES
+    if splits is not None:
+        sizes = {split: size for split, size in sizes.items() if split in splits}
+        for split in splits:
+            _check_split(split, STREETS_SIZES, "the rendered streets")
+    return prepare_streets(image_size, sizes, data_dir=data_dir)
 
 
 def prepare_cityscapes(
-    root: PathLike, image_size: Size, tasks: Sequence[str], data_dir: PathLike = "data"
+    root: PathLike,
+    image_size: Size | None,
+    tasks: Sequence[str],
+    data_dir: PathLike = "data",
+    splits: Sequence[str] | None = None,
+    skip_bad: bool = False,
 ) -> tfds.core.DatasetBuilder:
     """The builder of a Cityscapes tree, with its records made if need be.
 
@@ -167,71 +201,102 @@ def prepare_cityscapes(
 
     Args:
         root: the tree, see `sources.find_sources`.
-        image_size: `(height, width)` of the records.
+        image_size: `(height, width)` of the records, or `None` for frames as large as
+            they come.
         tasks: the tasks to be trained; only their files have to exist.
         data_dir: where records are kept.
+        splits: the splits to make records of. Defaults to `"train"`, `"val"` and
+            `"test"` as far as the tree has them.
+        skip_bad: bool. Whether frames of which a file is missing or cannot be used are
+            left out; they are listed at the end.
 
     Raises:
-        UserError: if a file is missing or broken, when nothing is kept, or if
-            `data_dir` cannot be written.
+        UserError: if a split that is asked for has no frame; if a file is missing or
+            broken, when nothing is kept; or if `data_dir` cannot be written.
     """
-    root = ",".join(map(str, find_sources(root)))
+    given, root = root, ",".join(map(str, find_sources(root)))
+    existing = [s for s in frames.SPLITS if frames.has_files(root, "image", [s])]
+    if not existing:
+        folder, ending = FILES["image"]
+        frames.list_frames(root, "train", ())  # which says if it is no tree at all
+        raise UserError(
+            f"{given} holds no frame: there is no {folder}/SPLIT/CITY/*{ending} for "
+            f"the splits {', '.join(frames.SPLITS)}."
+        )
+    for split in splits or ():
+        _check_split(split, existing, given)
+    splits = tuple(splits or (s for s in existing if s != COARSE_SPLIT))
     rows = [TASKS[task] for task in tasks]
     kinds = {kind for row in rows for kind in row.labels}
     for row in rows:
         for kind, consequence in row.optional_labels.items():
-            if frames.has_files(root, kind):
+            if frames.has_files(root, kind, splits):
                 kinds.add(kind)
-            elif kind not in kinds:
+            elif kind not in kinds and splits != ("test",):
                 folder, ending = FILES[kind]
                 print(
-                    f"Note: {root} has no files {folder}/*{ending}, so {consequence}.",
+                    f"Note: {given} has no files {folder}/*{ending}, so {consequence}.",
                     file=sys.stderr,
                 )
-    return _prepare(
-        functools.partial(_find_cityscapes, root, image_size, kinds), data_dir
+    config = FramesConfig(
+        name="",  # see `_open_cityscapes`
+        image_size=image_size and tuple(image_size),
+        kinds=tuple(kind for kind in frames.LABEL_KINDS if kind in kinds),
+        source=root,
+        splits=splits,
+        skip_bad=skip_bad,
     )
+    builder = _prepare(functools.partial(_find_cityscapes, config), data_dir)
+    left_out = builder.info.metadata[LEFT_OUT] if builder.info.metadata else ()
+    if left_out:
+        sentences = "".join(f"\n  {sentence}" for sentence in left_out)
+        print(
+            f"Note: {len(left_out)} frames of {given} are left out:{sentences}",
+            file=sys.stderr,
+        )
+    return builder
 
 
-def _find_cityscapes(root, image_size, kinds, data_dir, remove_damaged):
-    """The builder of some kinds of label files, or one of more that is prepared."""
+def _find_cityscapes(config, data_dir, remove_damaged):
+    """The builder of a config, or one that is prepared and holds the same frames: with
+    more kinds of labels, or made without leaving any out."""
     place = data_dir, remove_damaged
-    needed = _open_cityscapes(root, image_size, kinds, *place)
+    needed = _open_cityscapes(config, *place)
     if needed and needed.is_prepared():
         return needed
-    others = [kind for kind in frames.LABEL_KINDS if kind not in kinds]
-    for count in range(1, len(others) + 1):
-        for added in itertools.combinations(others, count):
-            with contextlib.suppress(UserError):  # the tree does not have them
-                more = _open_cityscapes(root, image_size, kinds | {*added}, *place)
-                if more and more.is_prepared():
-                    return more
+    others = [kind for kind in frames.LABEL_KINDS if kind not in config.kinds]
+    for skip_bad in {False, config.skip_bad}:
+        for count in range(len(others) + 1):
+            for added in itertools.combinations(others, count):
+                kinds = {*config.kinds, *added}
+                more = dataclasses.replace(
+                    config,
+                    kinds=tuple(kind for kind in frames.LABEL_KINDS if kind in kinds),
+                    skip_bad=skip_bad,
+                )
+                with contextlib.suppress(UserError):  # the tree does not have them
+                    builder = _open_cityscapes(more, *place)
+                    if builder and builder.is_prepared():
+                        return builder
     return needed
 
 
-def _open_cityscapes(root, image_size, kinds, data_dir, remove_damaged):
-    """The builder of some kinds of label files, prepared or not; see `_open`."""
-    kinds = tuple(kind for kind in frames.LABEL_KINDS if kind in kinds)
-    digest = hashlib.sha256(os.fsencode(root))
-    found = False
-    for split in frames.SPLITS:
-        for files in frames.list_frames(root, split, kinds):
-            found = True
+def _open_cityscapes(config, data_dir, remove_damaged):
+    """The builder of a config, prepared or not, with a name that holds all that the
+    records depend on; see `_open`."""
+    digest = hashlib.sha256(os.fsencode(config.source))
+    left_out = [] if config.skip_bad else None
+    for split in config.splits:
+        for files in frames.list_frames(config.source, split, config.kinds, left_out):
             for kind, path in sorted(files.paths.items()):
                 digest.update(os.fsencode(str(path)))
                 digest.update(f" {fingerprint(path)}".encode())
-    if not found:
-        folder, ending = FILES["image"]
-        raise UserError(
-            f"{root} holds no frame: there is no {folder}/SPLIT/CITY/*{ending} for "
-            f"the splits {', '.join(frames.SPLITS)}."
-        )
-    name = "{}x{}-{}-{}-v{}".format(
-        *image_size, "-".join(kinds), digest.hexdigest()[:12], frames.VERSION
-    )
-    config = FramesConfig(
-        name=name, image_size=tuple(image_size), kinds=kinds, source=str(root)
-    )
+    size = "{}x{}".format(*config.image_size) if config.image_size else "source"
+    parts = [size, *config.kinds, *config.splits, digest.hexdigest()[:12]]
+    if config.skip_bad:
+        parts.append("skip")
+    name = "-".join([*parts, f"v{frames.VERSION}"])
+    config = dataclasses.replace(config, name=name)
     return _open(CityscapesFrames, config, data_dir, remove_damaged)
 
 
@@ -261,15 +326,12 @@ def prepare_streets(
     return _prepare(functools.partial(_open, Streets, config), data_dir)
 
 
-def check_split(builder: tfds.core.DatasetBuilder, split: str) -> None:
-    """Raises `UserError` if a builder does not have a split."""
-    if split not in builder.info.splits:
-        source = (
-            builder.builder_config.source if builder.name != "streets" else "streets"
-        )
+def _check_split(split, existing, source):
+    """Raises `UserError` for a split that does not exist."""
+    if split not in existing:
         raise UserError(
-            f"{source} has no frames in the split {split!r}; "
-            f"it has {', '.join(builder.info.splits)}."
+            f"{source} has no frames in the split {split!r}; it has "
+            f"{', '.join(existing)}."
         )
 
 
@@ -397,4 +459,6 @@ def _find_damage(builder):
 
 
 def _reshapes(source_size, image_size):
+    if image_size is None:
+        return False
     return source_size[0] * image_size[1] != source_size[1] * image_size[0]

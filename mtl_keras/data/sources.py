@@ -12,11 +12,11 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple, TypeAlias
 
-from mtl_keras.cityscapes import FILES
+from mtl_keras.cityscapes import COARSE_FOLDER, FILES
 from mtl_keras.errors import UserError
 from mtl_keras.hints import PathLike
 
-FOLDERS = {folder for folder, _ in FILES.values()}
+FOLDERS = {COARSE_FOLDER, *(folder for folder, _ in FILES.values())}
 MAX_BYTES = 2**28  # of a member; the largest of Cityscapes has 3 MB
 MAX_RATIO = 200  # of a member's size and that in the archive; of a PNG it is near 1
 

@@ -205,7 +205,7 @@ def parse_range(text: str) -> tuple[float, float]:
         ends = []
     if len(ends) not in (1, 2) or not 0 < ends[0] <= ends[-1] < float("inf"):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a range of variances: write LOW,HIGH, such as 0.2,1"
+            f"{text!r} is not a range of numbers above 0: write LOW,HIGH, such as 0.2,1"
         )
     return ends[0], ends[-1]
 
@@ -291,6 +291,14 @@ def parse_not_negative(text: str) -> float:
         value = -1.0
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} must be a number of 0 or more")
+    return value
+
+
+def parse_share(text: str) -> float:
+    """A number from 0 to 1."""
+    value = parse_not_negative(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 1")
     return value
 
 

@@ -83,10 +83,12 @@ class StepBoard(keras.callbacks.Callback):
         num_frames = min(NUM_FRAMES, self.problem.count_frames("val"))
         file = io.BytesIO()
         gallery = self.problem.make_gallery(file, num_frames)
-        for content in self.problem.make_batches("val", num_frames, num_frames):
+        network = self.problem.of_whole_frames(self.model.network)
+        batch_size = min(num_frames, self.problem.batch_size)
+        for content in self.problem.make_batches("val", batch_size, num_frames):
             batch = Batch([], *content)
             images = np.asarray(batch.images)  # for networks on every backend
-            gallery.update(batch, self.model.network.predict_on_batch(images))
+            gallery.update(batch, network.predict_on_batch(images))
         gallery.result()
         return file.getvalue()
 

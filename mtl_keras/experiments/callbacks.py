@@ -15,6 +15,7 @@ from mtl_keras.experiments.board import StepBoard
 from mtl_keras.experiments.problems import Problem
 from mtl_keras.experiments.runs import find_best, finished_epochs, read_history
 from mtl_keras.experiments.schedules import PLATEAU, ResumablePlateau
+from mtl_keras.experiments.validation import WholeFrameValidation
 from mtl_keras.tasks import METRICS, TASKS, best_metric, main_metric
 
 
@@ -121,6 +122,7 @@ def make_callbacks(
         plateau = [ResumablePlateau(losses, **PLATEAU)]
     return [
         keras.callbacks.TerminateOnNaN(raise_error=True),
+        *([WholeFrameValidation(problem)] if problem.has_crops else []),
         ProgressReport(num_steps),
         EpochClock(directory, problem.options.batch_size),
         *plateau,  # before what logs and saves the learning rate

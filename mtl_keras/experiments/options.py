@@ -30,6 +30,7 @@ from mtl_keras.experiments.arguments import (
     parse_range,
     parse_recipe,
     parse_seed,
+    parse_share,
     parse_size,
     parse_task_pair,
     parse_tasks,
@@ -115,6 +116,20 @@ class TrainOptions:
         "height and width in pixels, HxW, that frames are resized to",
         parse_size,
     )
+    records: str = option(
+        "resized",
+        "how the frames of --data are kept: at --image-size, or as they are, and "
+        "resized whenever they are read",
+        choices=("resized", "source"),
+    )
+    train_split: str = option(
+        "train",
+        "what to train on; train_extra: the frames with coarse labels",
+        choices=("train", "train_extra", "train+train_extra"),
+    )
+    skip_bad: bool = option(
+        False, "leave out frames of --data that lack a file or cannot be read"
+    )
     label_set: str = option(
         "train_ids",
         "classes of the semantic output: all 34 label ids, or the 19 evaluated ones",
@@ -152,6 +167,23 @@ class TrainOptions:
         parse_positive(float),
     )
     flip: bool = option(True, "mirror half of the training frames")
+    crop: tuple = option(
+        (),
+        "HxW: train on random crops of this size; whole frames are evaluated and "
+        "predicted (default: train on whole frames)",
+        parse_size,
+    )
+    scales: tuple = option(
+        (1.0, 1.0),
+        "LOW,HIGH: range that the scale of a training frame is drawn from",
+        parse_range,
+    )
+    jitter: float = option(
+        0.0,
+        "how far brightness, contrast and saturation of a training frame may be from "
+        "their own, 0 to 1",
+        parse_share,
+    )
     precision: str = option(
         "float32",
         "arithmetic of the network",
@@ -243,7 +275,11 @@ class EvaluateOptions:
         parse_path,
     )
     split: str = option("val", "split to evaluate on", str)
-    batch_size: int = option(16, "frames at a time", parse_positive(int))
+    batch_size: int = option(
+        0,
+        "frames at a time (default: 16, fewer of frames larger than 128x256)",
+        parse_positive(int),
+    )
     predictions: bool = option(
         False, "also write the predicted maps of every frame to RUN/predictions/SPLIT"
     )
@@ -327,7 +363,12 @@ class PredictOptions:
         "object of its class whose centre is nearest to its vote",
         choices=LEFT_OVER,
     )
-    batch_size: int = option(8, "pictures at a time", parse_positive(int))
+    batch_size: int = option(
+        0,
+        "pictures at a time (default: 8, fewer for a network of larger images than "
+        "128x256)",
+        parse_positive(int),
+    )
     overwrite: bool = option(False, "replace files of earlier predictions")
     verbose: bool = option(False, VERBOSE)
 

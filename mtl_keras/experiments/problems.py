@@ -16,12 +16,13 @@ import tensorflow_datasets as tfds
 from mtl_keras import tasks
 from mtl_keras.cityscapes import labels_of
 from mtl_keras.data import pipelines, records, small_images
+from mtl_keras.data.augmentation import Augmentation
 from mtl_keras.errors import UserError
 from mtl_keras.experiments.constant_predictor import ConstantPredictor
 from mtl_keras.experiments.options import TrainOptions
 from mtl_keras.figures.maps import MapGallery, Row, plot_maps
 from mtl_keras.figures.small_images import SmallImageGallery
-from mtl_keras.hints import Destination
+from mtl_keras.hints import Destination, Size
 from mtl_keras.model import build_network, build_small_network
 
 
@@ -86,9 +87,32 @@ class Problem(abc.ABC):
         """Batches `(batch, H, W)` of true instance ids, in the order of the split."""
         raise UserError(f"{self.name} has no instances.")
 
+    @property
+    def training_size(self) -> Size:
+        """`(height, width)` of the images of a training batch."""
+        return self.options.image_size
+
+    @property
+    def has_crops(self) -> bool:
+        """Whether training batches hold crops, and not whole frames."""
+        return False
+
+    @property
+    def batch_size(self) -> int:
+        """Whole frames at a time that take no more memory than a training batch."""
+        return self.options.batch_size
+
     @abc.abstractmethod
-    def build_network(self, weights: str | None = None) -> keras.Model:
-        """`model.build_network` by the options; `weights` as there."""
+    def build_network(
+        self, weights: str | None = None, image_size: Size | None = None
+    ) -> keras.Model:
+        """The network by the options, for whole frames unless an image size is given;
+        `weights` as in `model.build_network`."""
+
+    def of_whole_frames(self, network: keras.Model) -> keras.Model:
+        """The network for whole frames, with the weights of one that may be for crops
+        of them; there is one, which takes over the weights with every call."""
+        return network
 
     @abc.abstractmethod
     def make_gallery(
@@ -110,62 +134,106 @@ class Scenes(Problem):
     def __init__(self, options: TrainOptions) -> None:
         class_names = [label.name for label in labels_of(options.label_set)]
         super().__init__(options, options.data or "streets", class_names)
+        self._builders: dict[str, tfds.core.DatasetBuilder] = {}
 
-    @functools.cached_property
-    def builder(self) -> tfds.core.DatasetBuilder:
-        """The builder of the records, which are made if there are none."""
+    def open_split(self, split: str) -> tuple[tfds.core.DatasetBuilder, str]:
+        """The builder of a split, whose records are made if there are none, and what
+        the split is called there. Each split has records of its own, so that no
+        command makes more than it reads."""
         options = self.options
-        return records.prepare(
-            options.data, options.image_size, options.tasks, options.data_dir
-        )
+        name = options.train_split if split == "train" else split
+        if name not in self._builders:
+            self._builders[name] = records.prepare(
+                options.data,
+                options.image_size if options.records == "resized" else None,
+                options.tasks,
+                options.data_dir,
+                splits=name.split("+"),
+                skip_bad=options.skip_bad,
+            )
+        return self._builders[name], name
+
+    @property
+    def training_size(self) -> Size:
+        return self.options.crop or self.options.image_size
+
+    @property
+    def has_crops(self) -> bool:
+        return self.training_size != self.options.image_size
+
+    @property
+    def batch_size(self) -> int:
+        share = np.prod(self.training_size) / np.prod(self.options.image_size)
+        return max(1, int(self.options.batch_size * share))
 
     def count_frames(self, split: str) -> int:
-        records.check_split(self.builder, split)
-        return self.builder.info.splits[split].num_examples
+        builder, name = self.open_split(split)
+        return builder.info.splits[name].num_examples
 
     def make_training_batches(self, first_step: int) -> Iterable[tuple]:
         options = self.options
+        builder, name = self.open_split("train")
         return pipelines.make_training_dataset(
-            self.builder,
+            builder,
             options.tasks,
             options.label_set,
             options.batch_size,
             seed=options.seed,
             first_step=first_step,
-            flip=options.flip,
+            augmentation=Augmentation(
+                options.flip, options.crop or None, options.scales, options.jitter
+            ),
             num_frames=options.train_frames,
+            split=name,
+            image_size=options.image_size,
         )
 
     def make_batches(
         self, split: str, batch_size: int, num_frames: int = 0
     ) -> Iterable[tuple]:
         options = self.options
+        builder, name = self.open_split(split)
         return pipelines.make_dataset(
-            self.builder,
-            split,
+            builder,
+            name,
             options.tasks,
             options.label_set,
             batch_size,
             num_frames,
+            options.image_size,
         )
 
     def load_ids(self, split: str) -> list[str]:
-        return pipelines.load_ids(self.builder, split)
+        return pipelines.load_ids(*self.open_split(split))
 
     def load_instance_ids(self, split: str, batch_size: int) -> Iterator[np.ndarray]:
-        return pipelines.load_instance_ids(self.builder, split, batch_size)
+        builder, name = self.open_split(split)
+        image_size = self.options.image_size
+        return pipelines.load_instance_ids(builder, name, batch_size, image_size)
 
-    def build_network(self, weights: str | None = None) -> keras.Model:
+    def build_network(
+        self, weights: str | None = None, image_size: Size | None = None
+    ) -> keras.Model:
         options = self.options
         return build_network(
             architecture=options.architecture,
             backbone=options.backbone,
-            image_size=options.image_size,
+            image_size=image_size or options.image_size,
             num_classes=self.num_classes,
             tasks=options.tasks,
             weights=weights,
             decoder=options.decoder,
         )
+
+    @functools.cached_property
+    def _whole_network(self):
+        return self.build_network()
+
+    def of_whole_frames(self, network: keras.Model) -> keras.Model:
+        if tuple(network.input.shape[1:3]) == tuple(self.options.image_size):
+            return network
+        self._whole_network.set_weights(network.get_weights())
+        return self._whole_network
 
     def make_gallery(self, path: Destination, num_frames: int) -> MapGallery:
         return MapGallery(path, num_frames, self.options.label_set)
@@ -224,12 +292,18 @@ class SmallImages(Problem):
     def load_ids(self, split: str) -> list[str]:
         return [str(i) for i in range(self.count_frames(split))]
 
-    def build_network(self, weights: str | None = None) -> keras.Model:
+    @property
+    def training_size(self) -> Size:
+        return small_images.IMAGE_SIZES[self.options.dataset]
+
+    def build_network(
+        self, weights: str | None = None, image_size: Size | None = None
+    ) -> keras.Model:
         if weights is not None:
             raise UserError(
                 "There are no pretrained weights for small images; use --no-pretrained."
             )
-        image_size = small_images.IMAGE_SIZES[self.options.dataset]
+        image_size = image_size or self.training_size
         return build_small_network(image_size, self.num_classes, self.options.tasks)
 
     def make_gallery(self, path: Destination, num_frames: int) -> SmallImageGallery:

@@ -85,6 +85,17 @@ RECIPES = {
 }
 
 
+# The paper at full resolution, its table 2. No network of it has been trained here.
+RECIPES["kendall-full"] = {
+    **RECIPES["kendall"],
+    "image_size": (1024, 2048),  # the paper, appendix A.1, as the rest
+    "records": "source",
+    "crop": (512, 512),
+    "scales": (0.7, 2.0),
+    "batch_size": 16,
+    "steps": 100_000,
+}
+
 # The paper: figure 2, fixed weights from one task to another.
 RECIPES["figure2"] = {
     **RECIPES["kendall"],

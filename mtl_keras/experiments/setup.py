@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from mtl_keras.errors import UserError
+from mtl_keras.experiments.arguments import flag_of
 from mtl_keras.experiments.options import (
     EvaluateOptions,
     TrainOptions,
@@ -16,6 +17,7 @@ from mtl_keras.experiments.recipes import DATASETS
 from mtl_keras.experiments.schedules import build_schedule
 from mtl_keras.optimizers import FusedAdam
 from mtl_keras.serving.formats import check_format
+from mtl_keras.hints import Size
 from mtl_keras.tasks import tasks_of
 from mtl_keras.training import MultiTaskTrainer
 from mtl_keras.weighting import FixedWeighting, UncertaintyWeighting
@@ -35,6 +37,7 @@ def check_options(options: TrainOptions) -> None:
             f"--data names a Cityscapes tree, which --dataset {options.dataset} does "
             "not read; leave one of them out."
         )
+    _check_data(options)
     if options.architecture == "kendall" and options.decoder == "direct":
         raise UserError(
             "--decoder direct is a form of the mtl architecture, not of kendall."
@@ -42,6 +45,23 @@ def check_options(options: TrainOptions) -> None:
     for format in options.export:
         check_format(format)
     build_weighting(options)
+
+
+def _check_data(options):
+    """Raises `UserError` for options that the data of a run have no use for."""
+    defaults = type(options)()
+    for name in ("records", "train_split", "skip_bad"):
+        if getattr(options, name) != getattr(defaults, name) and not options.data:
+            raise UserError(
+                f"{flag_of(name)} is about frames of Cityscapes; name them with --data."
+            )
+    for name in ("crop", "scales", "jitter"):
+        changed = getattr(options, name) != getattr(defaults, name)
+        if changed and options.dataset != "scenes":
+            raise UserError(
+                f"{flag_of(name)} is about street scenes, and --dataset is "
+                f"{options.dataset}; leave it out."
+            )
 
 
 def check_evaluation(options: EvaluateOptions, trained: TrainOptions) -> None:
@@ -119,17 +139,20 @@ def plan_epochs(options: TrainOptions, num_frames: int) -> tuple[int, int]:
     return epochs, math.ceil(steps / epochs)
 
 
-def build_trainer(problem: Problem, weights: str | None = None) -> MultiTaskTrainer:
+def build_trainer(
+    problem: Problem, weights: str | None = None, image_size: Size | None = None
+) -> MultiTaskTrainer:
     """Network, losses and weighting of a run, under its dtype policy.
 
     Args:
         problem: what `open_problem` returned.
         weights: initial weights of the network, see `build_network`.
+        image_size: `(height, width)` of the network. Defaults to that of whole frames.
     """
     options = problem.options
     keras.config.set_dtype_policy(options.precision)
     return MultiTaskTrainer(
-        problem.build_network(weights),
+        problem.build_network(weights, image_size),
         problem.make_losses(),
         build_weighting(options),
         problem.make_metrics(),

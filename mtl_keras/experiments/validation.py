@@ -1,0 +1,44 @@
+"""Validation on whole frames of a network that is trained on crops of them."""
+
+import functools
+from typing import Any
+
+import keras
+
+from mtl_keras.experiments.problems import Problem
+from mtl_keras.training import MultiTaskTrainer
+
+
+class WholeFrameValidation(keras.callbacks.Callback):
+    """Adds to the logs of an epoch what Keras's own validation would, with the network
+    for whole frames. It has to come before the callbacks that read them.
+
+    Args:
+        problem: what the run learns from.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.problem = problem
+
+    @functools.cached_property
+    def _trainer(self):
+        trainer = MultiTaskTrainer(
+            self.problem.of_whole_frames(self.model.network),
+            self.problem.make_losses(),
+            self.model.weighting,
+            self.problem.make_metrics(),
+        )
+        trainer.compile(jit_compile=self.model.jit_compile)
+        return trainer
+
+    @functools.cached_property
+    def _batches(self):
+        return self.problem.make_batches("val", self.problem.batch_size)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        trainer = self._trainer
+        self.problem.of_whole_frames(self.model.network)
+        found = trainer.evaluate(self._batches, return_dict=True, verbose=0)
+        if logs is not None:
+            logs |= {f"val_{name}": value for name, value in found.items()}
