@@ -50,7 +50,8 @@ class Augmentation:
             height, width = self.crop or element[0].shape[:2]
             low, high = self.scales
             scale = low + (high - low) * draws[0]
-            element = crop(element, (height, width), scale, *draws[1:3], low)
+            top, left = draws[1:3]
+            element = crop(element, (height, width), scale, top, left, low)
         if self.flip:
             element = flip(element, draws[3] < 0.5)
         if self.jitter:

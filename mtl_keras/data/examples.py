@@ -14,7 +14,6 @@ from mtl_keras.errors import UserError
 from mtl_keras.hints import Size
 from mtl_keras.png import encode_png
 
-
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 

@@ -15,9 +15,9 @@ from mtl_keras.experiments.options import (
 from mtl_keras.experiments.problems import Problem
 from mtl_keras.experiments.recipes import DATASETS
 from mtl_keras.experiments.schedules import build_schedule
+from mtl_keras.hints import Size
 from mtl_keras.optimizers import FusedAdam
 from mtl_keras.serving.formats import check_format
-from mtl_keras.hints import Size
 from mtl_keras.tasks import tasks_of
 from mtl_keras.training import MultiTaskTrainer
 from mtl_keras.weighting import FixedWeighting, UncertaintyWeighting

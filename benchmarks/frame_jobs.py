@@ -1,0 +1,29 @@
+"""What the workers of `benchmarks.preparation` do; it imports nothing heavy."""
+
+import cv2
+import numpy as np
+
+from mtl_keras import streets
+from mtl_keras.cityscapes import IMAGE_SIZE, frame_path
+
+NOISE = 2.0  # standard deviation, in grey values
+
+
+def write_scene(job):
+    """Writes the files of a scene, compressed as those of Cityscapes are."""
+    root, index = job
+    frame = streets.render_scene(index, IMAGE_SIZE)
+    noise = np.random.default_rng(index).normal(0, NOISE, frame["image"].shape)
+    frame["image"] = np.clip(frame["image"][..., ::-1] + noise, 0, 255).astype(np.uint8)
+    for kind, array in frame.items():
+        path = frame_path(root, "train", f"aachen_{index:06d}_000019", kind)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        settings = [cv2.IMWRITE_PNG_COMPRESSION, 6]
+        path.write_bytes(cv2.imencode(".png", array, settings)[1].tobytes())
+
+
+def decode_frame(files):
+    """Decodes the files of a frame with OpenCV, and does nothing with them."""
+    for kind, path in files.paths.items():
+        mode = cv2.IMREAD_COLOR_RGB if kind == "image" else cv2.IMREAD_UNCHANGED
+        cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), mode)
