@@ -354,6 +354,31 @@ class AppOptions:
     verbose: bool = option(False, VERBOSE)
 
 
+@dataclasses.dataclass(frozen=True)
+class WriteMtanOptions:
+    """Write a data set as a folder of arrays, {train,val}/{image,label_7,label_19,
+    depth}/NUMBER.npy, as MTAN's protocol takes it, with the frames' names in
+    frames.csv."""
+
+    source: str = option(
+        "",
+        "what train.py --data takes, Cityscapes' archives or an unpacked tree; or the "
+        "word streets, for rendered streets",
+        parse_path,
+    )
+    directory: str = option("", "the folder, which must not exist yet", parse_path)
+    image_size: tuple = option(
+        (128, 256), "height and width of the arrays in pixels, HxW", parse_size
+    )
+    frames: int = option(
+        0,
+        "frames of each split, spread over it evenly (default: all of a tree; 2000 and "
+        "250 rendered ones)",
+        parse_positive(int),
+    )
+    verbose: bool = option(False, VERBOSE)
+
+
 def check_clustering(method: str, method_options: Mapping[str, Any]) -> None:
     """Raises `UserError` for options that a method of clustering does not take."""
     nothing = np.zeros((1, 1, 2)), np.zeros((1, 1), bool)
