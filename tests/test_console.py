@@ -118,9 +118,14 @@ def test_the_package_is_a_command():
             text=True,
         )
 
-    assert "{train,evaluate,predict,app}" in call().stdout
+    assert "{train,evaluate,predict,app,data}" in call().stdout
     done = call("train", "--help")
     assert done.returncode == 0 and done.stdout.startswith("usage: python -m mtl_keras")
+    assert "{write-mtan" in call("data").stdout
+    done = call("data", "write-mtan", "--help")
+    assert done.stdout.startswith("usage: python -m mtl_keras data write-mtan")
+    done = call("data", "serve")
+    assert done.returncode == 2 and "unknown command 'serve'" in done.stderr
     done = call("serve")
     assert done.returncode == 2 and "unknown command 'serve'" in done.stderr
     done = call("evaluate", "runs/nowhere")

@@ -13,6 +13,7 @@ from mtl_keras.experiments.options import (
     EvaluateOptions,
     PredictOptions,
     SeriesOptions,
+    WriteMtanOptions,
 )
 from mtl_keras.experiments.tables import plan_runs
 
@@ -27,7 +28,8 @@ DOCUMENTS = [
 LINK = re.compile(r"\]\(\s*([^)\s]+)\s*\)")
 # A command ends with its line, at a comment, or where inline code ends.
 COMMAND = re.compile(
-    r"python (?:-m mtl_keras )?(train|evaluate|predict|app)(?:\.py)?\b([^`#\n]*)"
+    r"python (?:-m mtl_keras )?(train|evaluate|predict|app|data [\w-]+)"
+    r"(?:\.py)?\b([^`#\n]*)"
 )
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 OTHER_OPTIONS = {
@@ -77,7 +79,10 @@ def test_commands_parse(document):
                 parse_given(EvaluateOptions, arguments, positional=("run",))
             elif script == "app":
                 parse_given(AppOptions, arguments, positional=("model",))
-            else:
+            elif script == "data write-mtan":
+                positional = ("source", "directory")
+                parse_given(WriteMtanOptions, arguments, positional=positional)
+            elif script == "predict":
                 parse_given(PredictOptions, arguments, positional=("inputs",))
         except SystemExit as error:
             raise AssertionError(f"{script} {' '.join(arguments)}") from error
@@ -94,6 +99,7 @@ def test_options_exist(document):
             EvaluateOptions,
             PredictOptions,
             AppOptions,
+            WriteMtanOptions,
         )
         for field in dataclasses.fields(options_class)
         for negation in (["", "no-"] if field.type is bool else [""])

@@ -45,9 +45,11 @@ LIBRARY_IMPORTS = {
 LIGHT = (
     "commands.app",
     "commands.console",
+    "commands.data",
     "commands.evaluate",
     "commands.predict",
     "commands.train",
+    "commands.write_mtan",
     "data.examples",
     "experiments.arguments",
     "experiments.options",

@@ -13,7 +13,7 @@ import pathlib
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mtl_keras.errors import UserError
@@ -83,6 +83,34 @@ def run_command(main: Callable[..., None], *arguments: Any) -> None:
         sentence = f"Interrupted; what is finished is kept. {advice}".rstrip()
         print(sentence, file=sys.stderr)
         sys.exit(130)
+
+
+def choose_command(
+    program: str, names: Iterable[str], arguments: Sequence[str]
+) -> tuple[str, list[str]]:
+    """Splits what a command line names first, one of several commands, from the rest.
+
+    Usage and errors then name the program and the command. Exits with a usage line if
+    none is named, and with one sentence and status 2 for an unknown one.
+
+    Args:
+        program: str, what comes before the command.
+        names: the commands.
+        arguments: what comes after the program.
+    """
+    name, *rest = arguments or ["--help"]
+    if name in names:
+        sys.argv[0] = f"{program} {name}"
+        return name, rest
+    is_question = name in ("-h", "--help")
+    usage = f"usage: {program} {{{','.join(names)}}} ..."
+    print(usage, file=sys.stdout if is_question else sys.stderr)
+    if not is_question:
+        print(
+            f"error: unknown command {name!r}; choose from {', '.join(names)}.",
+            file=sys.stderr,
+        )
+    sys.exit(0 if is_question else 2)
 
 
 def start_tensorflow(verbose: bool = False) -> None:

@@ -68,7 +68,7 @@ class TrainOptions:
     data: str = option(
         "",
         "folder with Cityscapes' archives as downloaded, or unpacked; or several, with "
-        "commas (default: the built-in rendered streets)",
+        "commas; or a folder of MTAN's arrays (default: the built-in rendered streets)",
         parse_path,
     )
     train_frames: int = option(
@@ -132,8 +132,15 @@ class TrainOptions:
     )
     label_set: str = option(
         "train_ids",
-        "classes of the semantic output: all 34 label ids, or the 19 evaluated ones",
+        "classes of the semantic output: all 34 label ids, the 19 evaluated ones, or "
+        "the 7 categories, as in MTAN's protocol",
         choices=tuple(LABEL_SETS),
+    )
+    sky: str = option(
+        "zero",
+        "depth of the sky: a disparity of 0, or masked, as in MTAN's protocol and "
+        "always in its arrays",
+        choices=("zero", "masked"),
     )
     batch_size: int = option(4, "frames per training step", parse_positive(int))
     epochs: int = option(4, "passes over the training split", parse_positive(int))
@@ -152,9 +159,10 @@ class TrainOptions:
     learning_rate: float = option(4e-3, "peak learning rate", parse_positive(float))
     schedule: str = option(
         "cosine",
-        "course of the learning rate; poly: (1 - step / steps)^0.9; plateau: a tenth "
-        "whenever the validation loss has not fallen for six validations",
-        choices=("constant", "poly", "cosine", "plateau"),
+        "course of the learning rate; poly: (1 - step / steps)^0.9; halved: half of it "
+        "in the second half of the steps; plateau: a tenth whenever the validation "
+        "loss has not fallen for six validations",
+        choices=("constant", "poly", "cosine", "halved", "plateau"),
     )
     weight_decay: float = option(
         1e-4,
@@ -267,7 +275,10 @@ class EvaluateOptions:
         "comparison.html", "the page that --compare writes", parse_path
     )
     data: str = option(
-        "", "Cityscapes tree to evaluate on (default: the run's data)", parse_path
+        "",
+        "Cityscapes tree, or folder of MTAN's arrays, to evaluate on (default: the "
+        "run's data)",
+        parse_path,
     )
     data_dir: str = option(
         "",
@@ -392,6 +403,31 @@ class AppOptions:
     )
     browser: bool = option(True, "open the page in the browser, if there is a screen")
     camera: tuple = option((), CAMERA_HELP, parse_camera)
+    verbose: bool = option(False, VERBOSE)
+
+
+@dataclasses.dataclass(frozen=True)
+class WriteMtanOptions:
+    """Write a data set as a folder of arrays, {train,val}/{image,label_7,label_19,
+    depth}/NUMBER.npy, as MTAN's protocol takes it, with the frames' names in
+    frames.csv."""
+
+    source: str = option(
+        "",
+        "what train.py --data takes, Cityscapes' archives or an unpacked tree; or the "
+        "word streets, for rendered streets",
+        parse_path,
+    )
+    directory: str = option("", "the folder, which must not exist yet", parse_path)
+    image_size: tuple = option(
+        (128, 256), "height and width of the arrays in pixels, HxW", parse_size
+    )
+    frames: int = option(
+        0,
+        "frames of each split, spread over it evenly (default: all of a tree; 2000 and "
+        "250 rendered ones)",
+        parse_positive(int),
+    )
     verbose: bool = option(False, VERBOSE)
 
 

@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from mtl_keras import tasks
 from mtl_keras.cityscapes import labels_of
 from mtl_keras.data import pipelines, records, small_images
+from mtl_keras.data.arrays import is_array_folder
 from mtl_keras.data.augmentation import Augmentation
 from mtl_keras.errors import UserError
 from mtl_keras.experiments.constant_predictor import ConstantPredictor
@@ -148,6 +149,8 @@ class Scenes(Problem):
                 options.image_size if options.records == "resized" else None,
                 options.tasks,
                 options.data_dir,
+                options.label_set,
+                options.sky,
                 splits=name.split("+"),
                 skip_bad=options.skip_bad,
             )
@@ -165,6 +168,14 @@ class Scenes(Problem):
     def batch_size(self) -> int:
         share = np.prod(self.training_size) / np.prod(self.options.image_size)
         return max(1, int(self.options.batch_size * share))
+
+    def make_metrics(self) -> dict[str, list[keras.metrics.Metric]]:
+        options = self.options
+        masked = options.sky == "masked" or is_array_folder(options.data)
+        return {
+            task: tasks.make_metrics(task, options.label_set, masked)
+            for task in options.tasks
+        }
 
     def count_frames(self, split: str) -> int:
         builder, name = self.open_split(split)
