@@ -125,13 +125,13 @@ def has_files(root: PathLike, kind: str) -> bool:
 
 
 def read_frame(
-    files: FrameFiles, image_size: Size
+    files: FrameFiles, image_size: Size | None
 ) -> tuple[dict[str, np.ndarray], Size]:
     """Reads a frame and resizes it; see `resize_frame`.
 
     Args:
         files: `FrameFiles`.
-        image_size: `(height, width)` in pixels.
+        image_size: `(height, width)` in pixels, or `None` to keep that of the source.
 
     Returns:
         The frame, and the `(height, width)` of its source.
@@ -151,7 +151,7 @@ def read_frame(
             )
         if kind in ("semantic", "instance"):
             _check_ids(files.paths[kind], array, kind)
-    return resize_frame(frame, image_size), source_size
+    return (resize_frame(frame, image_size) if image_size else frame), source_size
 
 
 def resize_frame(
