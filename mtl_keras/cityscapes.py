@@ -81,12 +81,27 @@ THING_IDS = tuple(label.id for label in EVALUATED if label.has_instances)
 FIRST_INSTANCE_ID = 1000
 
 DISPARITY_STEPS = 256.0  # per pixel of disparity, in `*_disparity.png`
+MAX_CODE = 2**16 - 1  # the largest value there
+
+# The seven categories beside void, each a label that stands for all of its labels and
+# bears the id and the colour of the most frequent one. They are the 7 classes of MTAN's
+# protocol: every label of a category counts, those that the official evaluation ignores
+# included.
+CATEGORIES = tuple(
+    LABELS[LABEL_IDS[name]]._replace(
+        name=LABELS[LABEL_IDS[name]].category, train_id=index
+    )
+    for index, name in enumerate(
+        ("road", "building", "pole", "vegetation", "sky", "person", "car")
+    )
+)
 
 # By the name of the label set: the labels a network may predict, in the order of
 # their class indices.
 LABEL_SETS = {
     "label_ids": LABELS,
     "train_ids": EVALUATED,
+    "categories": CATEGORIES,
 }
 
 
@@ -156,7 +171,7 @@ def encode_disparity(disparity: np.ndarray) -> np.ndarray:
     16 bits are clipped.
     """
     coded = np.rint(np.asarray(disparity) * DISPARITY_STEPS) + 1.0
-    return np.clip(coded, 1, 2**16 - 1).astype(np.uint16)
+    return np.clip(coded, 1, MAX_CODE).astype(np.uint16)
 
 
 def decode_disparity(coded: Tensor) -> Tensor:
@@ -178,8 +193,15 @@ def labels_of(label_set: str) -> tuple[Label, ...]:
     return LABEL_SETS[label_set]
 
 
+def evaluated_labels(label_set: str) -> tuple[Label, ...]:
+    """The labels of a label set that the mean IoU is over: the 19 evaluated ones, or
+    the 7 of `categories`."""
+    return tuple(label for label in labels_of(label_set) if not label.ignored)
+
+
 def label_id_table(label_set: str) -> np.ndarray:
-    """Label id of every class index of a label set, `(num_classes,)` uint8."""
+    """Label id of every class index of a label set, `(num_classes,)` uint8; of a
+    category that of its most frequent label."""
     return np.array([label.id for label in labels_of(label_set)], np.uint8)
 
 
@@ -188,12 +210,16 @@ def class_index_table(label_set: str) -> np.ndarray:
     table = np.full(256, -1, np.int32)
     ids = label_id_table(label_set)
     table[ids] = np.arange(len(ids))
+    if label_set == "categories":
+        index = {label.category: label.train_id for label in CATEGORIES}
+        for label in LABELS:
+            table[label.id] = index.get(label.category, -1)
     return table
 
 
 def evaluated_index_table(label_set: str) -> np.ndarray:
-    """Index 0..18 among the evaluated classes of every class index of a label
-    set, `(num_classes,)` int32, -1 for the classes the evaluation ignores."""
+    """Index among `evaluated_labels` of every class index of a label set,
+    `(num_classes,)` int32, -1 for the classes the evaluation ignores."""
     return np.array(
         [-1 if label.ignored else label.train_id for label in labels_of(label_set)],
         np.int32,

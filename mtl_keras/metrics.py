@@ -11,19 +11,26 @@ import keras
 import numpy as np
 from keras import ops
 
-from mtl_keras.cityscapes import EVALUATED, evaluated_index_table
+from mtl_keras.cityscapes import (
+    DISPARITY_STEPS,
+    IMAGE_SIZE,
+    MAX_CODE,
+    evaluated_index_table,
+    evaluated_labels,
+)
 from mtl_keras.hints import Tensor
 from mtl_keras.losses import first_line
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
 class EvaluatedMeanIoU(keras.metrics.IoU):
-    """Mean intersection over union of the 19 evaluated classes, in 0..1.
+    """Mean intersection over union of the evaluated classes, in 0..1.
+
+    Those are the 19 of the official evaluation, or the 7 of the label set `categories`.
 
     It is computed from one confusion matrix of the whole split. Pixels whose true
-    label the official evaluation ignores do not count; predicting such a label where
-    another is true is a miss. Classes that neither occur nor are predicted are left
-    out of the mean.
+    label is not evaluated do not count; predicting such a label where another is true
+    is a miss. Classes that neither occur nor are predicted are left out of the mean.
 
     Args:
         label_set: str, a key of `cityscapes.LABEL_SETS`: what the class indices
@@ -56,15 +63,17 @@ class EvaluatedMeanIoU(keras.metrics.IoU):
     """
 
     def __init__(self, label_set: str, name: str = "miou", **kwargs: Any) -> None:
+        evaluated = evaluated_labels(label_set)
         super().__init__(
-            num_classes=len(EVALUATED) + 1,  # the last one: any ignored class
-            target_class_ids=range(len(EVALUATED)),
+            num_classes=len(evaluated) + 1,  # the last one: any ignored class
+            target_class_ids=range(len(evaluated)),
             name=name,
             **kwargs,
         )
         self.label_set = label_set
+        self._names = [label.name for label in evaluated]
         table = evaluated_index_table(label_set)
-        self._table = np.where(table < 0, len(EVALUATED), table)
+        self._table = np.where(table < 0, len(self._names), table)
 
     def update_state(
         self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
@@ -75,7 +84,7 @@ class EvaluatedMeanIoU(keras.metrics.IoU):
         is_class = ops.logical_and(y_true >= 0, y_true < len(self._table))
         y_true = ops.take(table, ops.where(is_class, y_true, 0))
         y_pred = ops.take(table, ops.argmax(y_pred, axis=-1))
-        counts = ops.logical_and(is_class, y_true < len(EVALUATED))
+        counts = ops.logical_and(is_class, y_true < len(self._names))
         if sample_weight is not None:
             valid = ops.cast(ops.convert_to_tensor(sample_weight), "float32") > 0
             counts = ops.logical_and(counts, ops.reshape(valid, ops.shape(counts)))
@@ -85,7 +94,7 @@ class EvaluatedMeanIoU(keras.metrics.IoU):
         # Keras adds an epsilon, which leaves a perfect prediction below 1.
         hits = ops.diagonal(self.total_cm)
         union = ops.sum(self.total_cm, axis=0) + ops.sum(self.total_cm, axis=1) - hits
-        hits, union = hits[: len(EVALUATED)], union[: len(EVALUATED)]
+        hits, union = hits[: len(self._names)], union[: len(self._names)]
         occurs = ops.cast(union > 0, "float32")
         iou = ops.cast(hits, "float32") / ops.cast(ops.maximum(union, 1), "float32")
         return ops.sum(iou) / ops.maximum(ops.sum(occurs), 1.0)
@@ -97,15 +106,15 @@ class EvaluatedMeanIoU(keras.metrics.IoU):
         hits = np.diagonal(matrix)
         union = matrix.sum(0) + matrix.sum(1) - hits
         return {
-            label.name: float(hits[i] / union[i]) if union[i] else None
-            for i, label in enumerate(EVALUATED)
+            name: float(hits[i] / union[i]) if union[i] else None
+            for i, name in enumerate(self._names)
         }
 
     def confusion(self) -> np.ndarray:
-        """Pixels by true class, in rows, and predicted class, `(19, 20)` int64. The
-        last column is that of the classes that the evaluation ignores."""
+        """Pixels by true class, in rows, and predicted class, `(n, n + 1)` int64.
+        The last column is that of the classes that the evaluation ignores."""
         matrix = ops.convert_to_numpy(self.total_cm).astype(np.int64)
-        return matrix[: len(EVALUATED)]
+        return matrix[: len(self._names)]
 
     def get_config(self) -> dict[str, Any]:
         return {"label_set": self.label_set, "name": self.name}
@@ -114,6 +123,39 @@ class EvaluatedMeanIoU(keras.metrics.IoU):
 def euclidean_error(y_true: Tensor, y_pred: Tensor) -> Tensor:
     """The lengths of the differences of vectors: `(..., n)` to `(...)`."""
     return ops.sqrt(ops.sum(ops.square(y_true - y_pred), axis=-1))
+
+
+def raw_absolute_error(y_true: Tensor, y_pred: Tensor) -> Tensor:
+    """The absolute error of disparity in the unit of MTAN's protocol: the value that
+    `*_disparity.png` of Cityscapes would have, `256 d + 1` with d in pixels of an image
+    that is 2048 wide, divided by 65535.
+
+    Args:
+        y_true: `(batch, H, W, 1)`, disparity in pixels of the width W.
+        y_pred: the same.
+
+    Returns:
+        `(batch, H, W)`.
+    """
+    return ops.mean(ops.abs(y_true - y_pred), axis=-1) * _raw_per_pixel(y_true)
+
+
+def raw_relative_error(y_true: Tensor, y_pred: Tensor) -> Tensor:
+    """`raw_absolute_error` divided by the true value in the same unit: a ratio, not
+    per cent.
+
+    The papers report its mean over pixels, which is above 20: a true disparity of 0
+    has the value 1 / 65535, so that distant pixels weigh most.
+
+    Arguments and result are those of `raw_absolute_error`.
+    """
+    scale = _raw_per_pixel(y_true)
+    true = ops.mean(y_true, axis=-1) * scale + 1.0 / MAX_CODE
+    return raw_absolute_error(y_true, y_pred) / true
+
+
+def _raw_per_pixel(disparity):
+    return DISPARITY_STEPS * IMAGE_SIZE[1] / disparity.shape[-2] / MAX_CODE
 
 
 class Lowest(keras.metrics.Metric):

@@ -36,6 +36,8 @@ class Task:
         labels: keys of `cityscapes.FILES`, the label files that targets are made from.
         optional_labels: keys of files that are used if present, and what happens
             if they are missing.
+        masked_sky_metrics: names of metrics that are added where the sky is masked, as
+            the protocol that they belong to wants it.
     """
 
     kind: str
@@ -49,6 +51,7 @@ class Task:
     sky_apart: bool = False
     labels: tuple[str, ...] = ()
     optional_labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    masked_sky_metrics: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +104,21 @@ def _mean_l2(label_set):
     return keras.metrics.MeanMetricWrapper(euclidean_error, name="mean_l2")
 
 
+def _raw_error(name):
+    def make(label_set):
+        import keras
+
+        from mtl_keras import metrics
+
+        error = {
+            "abs_err": metrics.raw_absolute_error,
+            "rel_err": metrics.raw_relative_error,
+        }[name]
+        return keras.metrics.MeanMetricWrapper(error, name=name)
+
+    return make
+
+
 def _of_keras(class_name, name):
     def make(label_set):
         import keras
@@ -146,6 +164,7 @@ TASKS = {
         channels=1,
         make_loss=_absolute_error,
         metrics=("mean_abs", "rms"),
+        masked_sky_metrics=("abs_err", "rel_err"),
         likelihood="gaussian",
         constant="median",
         color="#009e73",
@@ -171,8 +190,8 @@ TASKS = {
     ),
 }
 
-# Errors of offsets and depth are in pixels, those of a reconstruction in grey values
-# in 0..1; all other metrics are fractions in 0..1.
+# Errors of offsets and depth are in pixels, but for `abs_err` and `rel_err`, those of a
+# reconstruction in grey values in 0..1; all other metrics are fractions in 0..1.
 METRICS = {
     "semantic/miou": Metric("mIoU %", _mean_iou, 100.0, higher_is_better=True),
     "semantic/pixel_accuracy": Metric(
@@ -185,6 +204,8 @@ METRICS = {
     "instance/ap50": Metric("AP50 %", None, 100.0, higher_is_better=True),
     "depth/mean_abs": Metric("depth mean abs px", _mean_abs),
     "depth/rms": Metric("depth RMS px", _rms),
+    "depth/abs_err": Metric("depth Abs Err, raw/65535", _raw_error("abs_err")),
+    "depth/rel_err": Metric("depth Rel Err, ratio", _raw_error("rel_err")),
     "class/accuracy": Metric("accuracy %", _accuracy, 100.0, higher_is_better=True),
     "reconstruction/mean_abs": Metric("reconstruction mean abs", _mean_abs),
     "reconstruction/rms": Metric("reconstruction RMS", _rms),
@@ -211,24 +232,29 @@ def make_losses(tasks: Sequence[str]) -> dict[str, Any]:
     return {task: TASKS[task].make_loss() for task in tasks}
 
 
-def make_metrics(task: str, label_set: str = "train_ids") -> list[Any]:
+def make_metrics(
+    task: str, label_set: str = "train_ids", sky_is_masked: bool = False
+) -> list[Any]:
     """The metrics of a task, a list of `keras.metrics.Metric`.
 
     `semantic`: `miou` and `pixel_accuracy`, 0..1. `instance`: `mean_abs` of the
     components, `mean_l2` of the vectors and `rms` of the components, in pixels.
-    `depth`: `mean_abs` and `rms`, in pixels of disparity. `class`: `accuracy`, 0..1.
-    `reconstruction`: `mean_abs` and `rms`, of grey values in 0..1.
+    `depth`: `mean_abs` and `rms`, in pixels of disparity; where the sky is masked also
+    `abs_err` and `rel_err`, see `metrics.raw_absolute_error`. `class`: `accuracy`,
+    0..1. `reconstruction`: `mean_abs` and `rms`, of grey values in 0..1.
 
     Args:
         task: str, a key of `TASKS`.
         label_set: str, a key of `cityscapes.LABEL_SETS`: what the class indices of
             `semantic` mean.
+        sky_is_masked: bool. Whether only pixels with a disparity have a depth.
 
     Raises:
         ValueError: for an unknown label set.
     """
     labels_of(label_set)  # refuses an unknown one
-    rows = [METRICS[f"{task}/{name}"] for name in TASKS[task].metrics]
+    names = TASKS[task].metrics + TASKS[task].masked_sky_metrics * sky_is_masked
+    rows = [METRICS[f"{task}/{name}"] for name in names]
     return [row.make(label_set) for row in rows if row.make]
 
 

@@ -58,7 +58,7 @@ def show_answer(look: Look, found: Answer) -> dict[str, Any]:
     height, width = look.picture.shape[:2]
     said = f"<b>{html.escape(look.name)}</b>, {width} x {height} pixels"
     if found.classes is not None:
-        shown["legend"] = draw_legend(found.classes)
+        shown["legend"] = draw_legend(found.classes, look.label_set)
     if found.instances is not None:
         count = len(found.objects)
         said += f": {count} object{'s' * (count != 1)}"
@@ -69,11 +69,11 @@ def show_answer(look: Look, found: Answer) -> dict[str, Any]:
     return {**shown, "summary": said}
 
 
-def draw_legend(classes: np.ndarray) -> str:
-    """HTML, the name and colour of the classes in a map."""
+def draw_legend(classes: np.ndarray, label_set: str = "train_ids") -> str:
+    """HTML, the name and colour of the classes in a map of label ids."""
     names = [
         f'<span><i style="background: rgb{tuple(color)}"></i>{name}</span>'
-        for name, color in list_classes(classes)
+        for name, color in list_classes(classes, label_set)
     ]
     return f'<div class="legend">{"".join(names)}</div>'
 

@@ -188,7 +188,7 @@ def draw_frame(
     from mtl_keras.figures.panel import draw_panel
 
     found = make_answer_for(options, picture, outputs, label_set, camera)
-    return draw_panel(picture, *found[:3], found.objects, all_classes=True)
+    return draw_panel(picture, *found[:3], found.objects, True, label_set)
 
 
 def open_model(
@@ -308,7 +308,12 @@ def write_answer(
     )
     if "picture" in kinds:
         panel = draw_panel(
-            picture, found.classes, found.instances, found.disparity, found.objects
+            picture,
+            found.classes,
+            found.instances,
+            found.disparity,
+            found.objects,
+            label_set=label_set,
         )
         files["picture"] = encode_png(panel)
     answers.write_files(

@@ -4,14 +4,18 @@ This module runs in worker processes, so it imports nothing heavy.
 """
 
 import os
+import pathlib
 from typing import Any
 
 import numpy as np
 
 from mtl_keras import streets
-from mtl_keras.data import frames
+from mtl_keras.cityscapes import IMAGE_SIZE
+from mtl_keras.data import arrays, frames
 from mtl_keras.hints import Size
 from mtl_keras.png import encode_png
+
+STREETS_SIZES = {"train": 2000, "val": 250}  # scenes that runs learn from
 
 
 def read_example(job: tuple) -> tuple[dict[str, Any], Size]:
@@ -24,6 +28,33 @@ def read_example(job: tuple) -> tuple[dict[str, Any], Size]:
         if kind not in frame:
             frame[kind] = blank if kind == "semantic" else blank.astype(np.uint16)
     return _pack(files.frame_id, frame, source_size), source_size
+
+
+def read_array_example(job: tuple) -> tuple[dict[str, Any], Size]:
+    """Reads arrays: of `(ArrayFiles, image_size)`, as `read_example`."""
+    files, image_size = job
+    frame = arrays.read_arrays(files)
+    own_size = frame["image"].shape[:2]
+    frame = frames.resize_frame(frame, image_size)
+    return _pack(files.frame_id, frame, IMAGE_SIZE), own_size
+
+
+def write_frame(job: tuple) -> str:
+    """Writes a frame as arrays: of `(directory, number, FrameFiles, image_size)`.
+    Returns its name."""
+    directory, number, files, image_size = job
+    frame, (_, source_width) = frames.read_frame(files, image_size)
+    arrays.write_arrays(pathlib.Path(directory), number, frame, source_width)
+    return files.frame_id
+
+
+def write_scene(job: tuple) -> str:
+    """Writes a scene as arrays: of `(directory, number, frame id, seed, image_size)`.
+    Returns its name."""
+    directory, number, frame_id, seed, image_size = job
+    frame = streets.render_scene(seed, image_size)
+    arrays.write_arrays(pathlib.Path(directory), number, frame, image_size[1])
+    return frame_id
 
 
 def render_example(job: tuple) -> tuple[dict[str, Any], Size]:

@@ -10,10 +10,10 @@ import tensorflow_datasets as tfds
 
 from mtl_keras.cityscapes import (
     FIRST_INSTANCE_ID,
-    LABELS,
     SKY_ID,
     class_index_table,
     decode_disparity,
+    evaluated_index_table,
 )
 from mtl_keras.instances.offsets import NO_LABEL
 
@@ -146,10 +146,10 @@ def flip_record(
 
 def _encode_semantic(record, label_set):
     ids = tf.cast(record["semantic"][..., 0], tf.int32)
-    counts = np.zeros(256, bool)
-    counts[[label.id for label in LABELS if not label.ignored]] = True
+    index = class_index_table(label_set)
+    counts = (index >= 0) & (evaluated_index_table(label_set)[index] >= 0)
     # Both in one table, since looking up is what takes time here.
-    table = 2 * np.maximum(class_index_table(label_set), 0) + counts
+    table = 2 * np.maximum(index, 0) + counts
     coded = tf.gather(table.astype(np.int32), ids)
     return coded // 2, coded % 2 > 0
 
@@ -173,7 +173,7 @@ def _encode_depth(record, label_set):
     disparity = decode_disparity(coded) * tf.cast(scale, tf.float32)
     disparity = tf.where(coded > 0, disparity, 0.0)
     mask = coded[..., 0] > 0
-    if "semantic" in record:
+    if "semantic" in record and "sky_is_masked" not in record:
         # The sky is infinitely far away: disparity 0, and valid.
         sky = record["semantic"] == SKY_ID
         disparity = tf.where(sky, 0.0, disparity)
@@ -196,6 +196,8 @@ def _load_records(builder, split, num_frames):
     frame_bytes = height * width * 8
     num_records = builder.info.splits[split].num_examples
     records = builder.as_dataset(split, shuffle_files=False)
+    if builder.builder_config.sky == "masked":  # `_encode_depth` looks for the key
+        records = records.map(lambda record: {**record, "sky_is_masked": True})
     if num_frames and num_frames < num_records:
         # Neighbouring frames are of one city and alike: take them evenly.
         records = (

@@ -1,6 +1,6 @@
-"""The data sets as tfds builders: `cityscapes_frames` and `streets`.
+"""The data sets as tfds builders: `cityscapes_frames`, `mtan_arrays` and `streets`.
 
-Both hold the same features, so that everything downstream is the same. Records
+All hold the same features, so that everything downstream is the same. Records
 are made once, by all cores, and reused until their config changes; the name of a
 config holds all that they depend on.
 """
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mtl_keras import streets
 from mtl_keras.cityscapes import FILES
-from mtl_keras.data import examples, frames
+from mtl_keras.data import arrays, examples, frames
 from mtl_keras.data.pipelines import without_autotuning
 from mtl_keras.data.sources import find_sources, fingerprint
 from mtl_keras.errors import UserError
@@ -32,7 +32,7 @@ from mtl_keras.hints import PathLike, Size
 from mtl_keras.tasks import TASKS
 from mtl_keras.workers import WorkerPool
 
-STREETS_SIZES = {"train": 2000, "val": 250}
+STREETS_SIZES = examples.STREETS_SIZES
 
 CHECKED_BYTES = 2**31  # records up to this size are read through when they are opened
 FRAMING_BYTES = 16  # that a TFRecord file adds to a record: its length, two checksums
@@ -42,14 +42,18 @@ FRAMING_BYTES = 16  # that a TFRecord file adds to a record: its length, two che
 class FramesConfig(tfds.core.BuilderConfig):
     """What the records of a builder depend on.
 
-    `source` is the tree of `cityscapes_frames`, or the seed of `streets`; `sizes`
-    the number of scenes a split of `streets`.
+    `source` is the tree of `cityscapes_frames`, the folder of `mtan_arrays`, or the
+    seed of `streets`; `sizes` the number of scenes per split of `streets`; `folders`
+    the folder of each kind of file of `mtan_arrays`. `sky` changes no record: it says
+    how the depth of the sky is read from them, as `"zero"` or `"masked"`.
     """
 
     image_size: tuple = (128, 256)
     kinds: tuple = frames.LABEL_KINDS
     source: str = ""
     sizes: dict = dataclasses.field(default_factory=dict)
+    folders: dict = dataclasses.field(default_factory=dict)
+    sky: str = "zero"
 
 
 class _FramesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # which mypy cannot see
@@ -123,6 +127,28 @@ class CityscapesFrames(_FramesBuilder):
         }
 
 
+class MtanArrays(_FramesBuilder):
+    """Cityscapes as the arrays of MTAN's protocol; see `data.arrays`."""
+
+    name = "mtan_arrays"
+
+    def _split_generators(self, dl_manager):
+        config = self.builder_config
+        listed = {
+            split: arrays.list_arrays(config.source, split, config.folders)
+            for split in arrays.SPLITS
+        }
+        return {
+            split: self._generate_examples(
+                split,
+                examples.read_array_example,
+                [(f, config.image_size) for f in files],
+            )
+            for split, files in listed.items()
+            if files
+        }
+
+
 class Streets(_FramesBuilder):
     """Street scenes rendered by `mtl_keras.streets.scenes`."""
 
@@ -148,13 +174,34 @@ class Streets(_FramesBuilder):
 
 
 def prepare(
-    data: str, image_size: Size, tasks: Sequence[str], data_dir: PathLike = "data"
+    data: str,
+    image_size: Size,
+    tasks: Sequence[str],
+    data_dir: PathLike = "data",
+    label_set: str = "train_ids",
+    sky: str = "zero",
 ) -> tfds.core.DatasetBuilder:
-    """The builder of a Cityscapes tree, or of the rendered streets if `data` is
-    empty."""
+    """The builder of a Cityscapes tree or of a folder of MTAN's arrays, or of the
+    rendered streets if `data` is empty.
+
+    Args:
+        data: see `prepare_cityscapes` and `prepare_arrays`.
+        image_size: `(height, width)` of the records.
+        tasks: the tasks to be trained.
+        data_dir: where records are kept.
+        label_set: str, a key of `cityscapes.LABEL_SETS`, by which labels are chosen
+            where there are several.
+        sky: str, what the depth of the sky is: `"zero"`, a disparity of 0, or
+            `"masked"`, which it always is in arrays.
+    """
+    if arrays.is_array_folder(data):
+        return prepare_arrays(data, image_size, tasks, label_set, data_dir)
     if data:
-        return prepare_cityscapes(data, image_size, tasks, data_dir)
-    return prepare_streets(image_size, data_dir=data_dir)
+        builder = prepare_cityscapes(data, image_size, tasks, data_dir)
+    else:
+        builder = prepare_streets(image_size, data_dir=data_dir)
+    builder.builder_config.sky = sky
+    return builder
 
 
 def prepare_cityscapes(
@@ -233,6 +280,95 @@ def _open_cityscapes(root, image_size, kinds, data_dir, remove_damaged):
         name=name, image_size=tuple(image_size), kinds=kinds, source=str(root)
     )
     return _open(CityscapesFrames, config, data_dir, remove_damaged)
+
+
+def prepare_arrays(
+    root: PathLike,
+    image_size: Size,
+    tasks: Sequence[str],
+    label_set: str = "categories",
+    data_dir: PathLike = "data",
+) -> tfds.core.DatasetBuilder:
+    """The builder of a folder of MTAN's arrays, with its records made if need be.
+
+    Args:
+        root: the folder, see `data.arrays`.
+        image_size: `(height, width)` of the records.
+        tasks: the tasks to be trained; only their files have to exist.
+        label_set: str, `"categories"` or `"train_ids"`.
+        data_dir: where records are kept.
+
+    Raises:
+        UserError: if a file is missing or broken, for tasks and label sets that the
+            folder does not have, or if `data_dir` cannot be written.
+    """
+    root = str(pathlib.Path(root).resolve())
+    kinds = {kind for task in tasks for kind in TASKS[task].labels}
+    if "instance" in kinds:
+        raise UserError(
+            f"{root} holds MTAN's arrays, which do not tell objects apart; leave out "
+            "the task instance: --tasks semantic,depth."
+        )
+    folders = {"image": "image"}
+    if "semantic" in kinds:
+        folders["semantic"] = arrays.find_label_folder(root, label_set)
+    if "disparity" in kinds:
+        folders["disparity"] = "depth"
+    _note_counts(root)
+    return _prepare(
+        functools.partial(_open_arrays, root, image_size, folders), data_dir
+    )
+
+
+@functools.cache
+def _note_counts(root):
+    """Says once if there are other numbers of frames than in the papers."""
+    images = {"image": "image"}
+    counts = {s: len(arrays.list_arrays(root, s, images)) for s in arrays.SPLITS}
+    if counts != arrays.COUNTS:
+        found, usual = (
+            " and ".join(f"{count} in {split}" for split, count in counted.items())
+            for counted in (counts, arrays.COUNTS)
+        )
+        print(
+            f"Note: {root} has, of frames, {found}; MTAN's folder has {usual}.",
+            file=sys.stderr,
+        )
+
+
+def _open_arrays(root, image_size, folders, data_dir, remove_damaged):
+    """The builder of some folders of arrays, prepared or not; see `_open`."""
+    kinds = tuple(kind for kind in frames.LABEL_KINDS if kind in folders)
+    listed = [
+        files
+        for split in arrays.SPLITS
+        for files in arrays.list_arrays(root, split, folders)
+    ]
+    if not listed:
+        raise UserError(
+            f"{root} holds no arrays: there is no {arrays.SPLITS[0]}/image/0.npy."
+        )
+    digest = hashlib.sha256(os.fsencode(root))
+    for files in listed:
+        for path in files.paths.values():
+            digest.update(os.fsencode(str(path)))
+            digest.update(f" {fingerprint(path)}".encode())
+    name = "{}x{}-{}-{}-v{}.{}".format(
+        *image_size,
+        "-".join(kinds),
+        digest.hexdigest()[:12],
+        frames.VERSION,
+        arrays.VERSION,
+    )
+    config = FramesConfig(
+        name=name,
+        image_size=tuple(image_size),
+        kinds=kinds,
+        source=root,
+        folders=folders,
+        sky="masked",
+    )
+    return _open(MtanArrays, config, data_dir, remove_damaged)
 
 
 def prepare_streets(

@@ -59,7 +59,8 @@ class Comparison:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks, in the order of the columns."""
-        return tuple(metric.split("/")[0] for metric in self.table.metrics)
+        tasks = (metric.split("/")[0] for metric in self.table.metrics)
+        return tuple(dict.fromkeys(tasks))
 
     def read_histories(self, key: str) -> list[list[dict[str, float]]]:
         """The histories of the runs of a row, a list of rows each."""

@@ -67,7 +67,7 @@ class TrainOptions:
     data: str = option(
         "",
         "folder with Cityscapes' archives as downloaded, or unpacked; or several, with "
-        "commas (default: the built-in rendered streets)",
+        "commas; or a folder of MTAN's arrays (default: the built-in rendered streets)",
         parse_path,
     )
     train_frames: int = option(
@@ -117,8 +117,15 @@ class TrainOptions:
     )
     label_set: str = option(
         "train_ids",
-        "classes of the semantic output: all 34 label ids, or the 19 evaluated ones",
+        "classes of the semantic output: all 34 label ids, the 19 evaluated ones, or "
+        "the 7 categories, as in MTAN's protocol",
         choices=tuple(LABEL_SETS),
+    )
+    sky: str = option(
+        "zero",
+        "depth of the sky: a disparity of 0, or masked, as in MTAN's protocol and "
+        "always in its arrays",
+        choices=("zero", "masked"),
     )
     batch_size: int = option(4, "frames per training step", parse_positive(int))
     epochs: int = option(4, "passes over the training split", parse_positive(int))
@@ -137,9 +144,10 @@ class TrainOptions:
     learning_rate: float = option(4e-3, "peak learning rate", parse_positive(float))
     schedule: str = option(
         "cosine",
-        "course of the learning rate; poly: (1 - step / steps)^0.9; plateau: a tenth "
-        "whenever the validation loss has not fallen for six validations",
-        choices=("constant", "poly", "cosine", "plateau"),
+        "course of the learning rate; poly: (1 - step / steps)^0.9; halved: half of it "
+        "in the second half of the steps; plateau: a tenth whenever the validation "
+        "loss has not fallen for six validations",
+        choices=("constant", "poly", "cosine", "halved", "plateau"),
     )
     weight_decay: float = option(
         1e-4,
@@ -235,7 +243,10 @@ class EvaluateOptions:
         "comparison.html", "the page that --compare writes", parse_path
     )
     data: str = option(
-        "", "Cityscapes tree to evaluate on (default: the run's data)", parse_path
+        "",
+        "Cityscapes tree, or folder of MTAN's arrays, to evaluate on (default: the "
+        "run's data)",
+        parse_path,
     )
     data_dir: str = option(
         "",

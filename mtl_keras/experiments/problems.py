@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from mtl_keras import tasks
 from mtl_keras.cityscapes import labels_of
 from mtl_keras.data import pipelines, records, small_images
+from mtl_keras.data.arrays import is_array_folder
 from mtl_keras.errors import UserError
 from mtl_keras.experiments.constant_predictor import ConstantPredictor
 from mtl_keras.experiments.options import TrainOptions
@@ -116,8 +117,21 @@ class Scenes(Problem):
         """The builder of the records, which are made if there are none."""
         options = self.options
         return records.prepare(
-            options.data, options.image_size, options.tasks, options.data_dir
+            options.data,
+            options.image_size,
+            options.tasks,
+            options.data_dir,
+            options.label_set,
+            options.sky,
         )
+
+    def make_metrics(self) -> dict[str, list[keras.metrics.Metric]]:
+        options = self.options
+        masked = options.sky == "masked" or is_array_folder(options.data)
+        return {
+            task: tasks.make_metrics(task, options.label_set, masked)
+            for task in options.tasks
+        }
 
     def count_frames(self, split: str) -> int:
         records.check_split(self.builder, split)

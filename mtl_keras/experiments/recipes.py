@@ -2,7 +2,8 @@
 
 "The original" is the code at github.com/ranandalon/mtl, "the paper" is Kendall,
 Gal and Cipolla, CVPR 2018 (arXiv 1705.07115), "Oxford" is the reproduction at
-github.com/oscarkey/multitask-learning. docs/FAITHFULNESS.md says
+github.com/oscarkey/multitask-learning, "LibMTL" the library at
+github.com/median-research-group/LibMTL. docs/FAITHFULNESS.md says
 where they differ from each other and from this package.
 """
 
@@ -16,6 +17,7 @@ DATASETS = {
 }
 SCENE_TASKS = ("semantic", "instance", "depth")  # of the paper
 SMALL_IMAGE_TASKS = ("class", "reconstruction")
+MTAN_TASKS = ("semantic", "depth")
 
 RECIPES = {
     # A small network that shows everything at work on two cores in minutes. All
@@ -82,6 +84,33 @@ RECIPES = {
         "sigma_learning_rate_factor": 1.0,  # Oxford trains s like the rest
         "epochs": 80,  # Oxford, notebooks/mnist_results.ipynb reads the 80th
     },
+    # The protocol of most papers on loss weightings: MTAN's arrays of Cityscapes, with
+    # the settings of LibMTL's examples/cityscapes, whose network is the nearest here.
+    "mtan": {
+        "tasks": MTAN_TASKS,
+        # LibMTL, main.py: DeepLab heads on a dilated ResNet-50. Each of its tasks has a
+        # pyramid of its own, here they share one.
+        "architecture": "kendall",
+        "backbone": "resnet50",
+        "pretrained": True,  # LibMTL, examples/cityscapes/README.md
+        "image_size": (128, 256),  # the arrays
+        "label_set": "categories",  # LibMTL, main.py: 7 classes
+        "sky": "masked",  # the arrays: depth is valid where it is not 0
+        # LibMTL, weighting/UW.py, and MTAN, utils.py: L / (2 sigma^2) + log sigma
+        "likelihoods": dict.fromkeys(MTAN_TASKS, "gaussian"),
+        # LibMTL, weighting/UW.py: log sigma^2 starts at -0.5. Its depth is in another
+        # unit, in which the same variance is 32 times as large in ours.
+        "initial_variance": (0.6065, 0.6065),
+        "optimizer": "adam",  # LibMTL, config.py
+        "learning_rate": 1e-4,  # LibMTL, config.py
+        # LibMTL, config.py: StepLR, times 0.5 every 100 of 200 epochs
+        "schedule": "halved",
+        "weight_decay": 1e-5,  # LibMTL, config.py; there a term of Adam's gradient
+        "sigma_learning_rate_factor": 1.0,  # MTAN: one optimizer for all
+        "batch_size": 64,  # LibMTL, main.py
+        "epochs": 200,  # LibMTL, main.py
+        "flip": False,  # LibMTL, create_dataset.py: no augmentation
+    },
 }
 
 
@@ -134,6 +163,10 @@ def _scene_rows(tuned, laplace):
         "all-laplace": learned_row(*SCENE_TASKS, likelihoods=laplace),
     }
 
+
+# Of the unit of MTAN's depth, per pixel of images that are 256 wide: the weight that
+# turns our loss of depth into the protocol's.
+_MTAN_DEPTH = 256 * (2048 / 256) / 65535
 
 # An offset counts as one number with the error |dy| + |dx|, whose mean is b.
 _LAPLACE = {"semantic": "softmax", "instance": "laplace", "depth": "laplace"}
@@ -193,6 +226,23 @@ TABLES = {
             ),
         },
         ("class/accuracy", "reconstruction/mean_abs"),
+    ),
+    "mtan": Table(
+        "MTAN's protocol",
+        "mtan",
+        {**_STREETS, "steps": 1000},
+        {
+            "semantic": fixed_row(semantic=1.0),
+            "depth": fixed_row(depth=1.0),
+            "equal": fixed_row(semantic=1.0, depth=_MTAN_DEPTH),
+            "learned": learned_row(*MTAN_TASKS),
+        },
+        (
+            "semantic/miou",
+            "semantic/pixel_accuracy",
+            "depth/abs_err",
+            "depth/rel_err",
+        ),
     ),
 }
 

@@ -10,7 +10,6 @@ import sys
 
 import numpy as np
 
-from mtl_keras.cityscapes import EVALUATED
 from mtl_keras.errors import UserError
 from mtl_keras.experiments.arguments import as_text, flag_of
 from mtl_keras.experiments.options import (
@@ -133,7 +132,7 @@ def _show_classes(evaluated):
         # What is predicted as an ignored class has no column.
         picture = draw_confusion(
             matrix[:, : len(matrix)],
-            [label.name for label in EVALUATED],
+            list(iou),
             "per cent of the pixels of each true class; below 0.5, and what is "
             "predicted as a class that is not evaluated, left out",
         )

@@ -19,8 +19,8 @@ def build_schedule(
 
     Args:
         name: str. `"constant"`; `"poly"`, down to 0 with power 0.9; `"cosine"`, up from
-            0 for a tenth of the steps and down to 0; or `"plateau"`, which is left to
-            the callback `ResumablePlateau`.
+            0 for a tenth of the steps and down to 0; `"halved"`, to a half at half of
+            the steps; or `"plateau"`, which is left to the callback `ResumablePlateau`.
         learning_rate: float. The largest one.
         num_steps: int. Training steps of the whole run.
     """
@@ -32,6 +32,10 @@ def build_schedule(
         warmup = num_steps // 10
         return schedules.CosineDecay(
             0.0, num_steps - warmup, warmup_target=learning_rate, warmup_steps=warmup
+        )
+    if name == "halved":
+        return schedules.PiecewiseConstantDecay(
+            [num_steps // 2], [learning_rate, learning_rate / 2]
         )
     return learning_rate
 

@@ -5,6 +5,7 @@ import math
 import keras
 import numpy as np
 
+from mtl_keras.data.arrays import is_array_folder
 from mtl_keras.errors import UserError
 from mtl_keras.experiments.options import (
     EvaluateOptions,
@@ -34,6 +35,12 @@ def check_options(options: TrainOptions) -> None:
         raise UserError(
             f"--data names a Cityscapes tree, which --dataset {options.dataset} does "
             "not read; leave one of them out."
+        )
+    if "instance" in options.tasks and options.label_set == "categories":
+        raise UserError(
+            "--label-set categories does not tell the classes of objects apart, which "
+            "objects are found in; leave out the task instance, or choose --label-set "
+            "train_ids."
         )
     if options.architecture == "kendall" and options.decoder == "direct":
         raise UserError(
@@ -66,6 +73,16 @@ def check_evaluation(options: EvaluateOptions, trained: TrainOptions) -> None:
                 raise UserError(
                     f"--{name.replace('_', '-')} is about objects; add --instances."
                 )
+    if options.submission and trained.label_set == "categories":
+        raise UserError(
+            "--submission needs the classes of the benchmark, and the run was trained "
+            "with --label-set categories."
+        )
+    if options.submission and is_array_folder(options.data or trained.data):
+        raise UserError(
+            "--submission needs the names of the frames, which MTAN's arrays do not "
+            "have; name a Cityscapes tree with --data."
+        )
     if options.submission and "semantic" not in trained.tasks:
         raise UserError(
             "--submission needs the task semantic, which the run was not trained for."

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.patches import Patch
 
-from mtl_keras.cityscapes import EVALUATED, color_table
+from mtl_keras.cityscapes import color_table, evaluated_labels
 
 Painter: TypeAlias = Callable[[np.ndarray], np.ndarray]  # from values to colours
 
@@ -27,7 +27,7 @@ def _paint_semantic(rows, label_set, legend):
     legend.legend(
         handles=[
             Patch(color=np.array(label.color) / 255, label=label.name)
-            for label in EVALUATED
+            for label in evaluated_labels(label_set)
         ],
         loc="upper left",
         ncols=5,

@@ -8,7 +8,13 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mtl_keras.cityscapes import EVALUATED, LABELS, SKY_ID, color_table
+from mtl_keras.cityscapes import (
+    LABELS,
+    SKY_ID,
+    color_table,
+    evaluated_labels,
+    labels_of,
+)
 from mtl_keras.figures.overlays import distinct_colors
 
 CELL_WIDTHS = 480, 960  # smallest and largest width of a cell in pixels
@@ -30,6 +36,7 @@ def draw_panel(
     disparity: np.ndarray | None,
     objects: Sequence[Mapping[str, Any]],
     all_classes: bool = False,
+    label_set: str = "train_ids",
 ) -> np.ndarray:
     """Input, classes over it, objects with outline and name, and depth.
 
@@ -42,6 +49,7 @@ def draw_panel(
             `distance_m`.
         all_classes: bool. Whether the legend names all classes that are evaluated, not
             those in the picture: pictures of one size then have panels of one size.
+        label_set: str, a key of `cityscapes.LABEL_SETS`: the classes to name.
 
     Returns:
         `(h, w, 3)` uint8 RGB: two cells in a row, each of the picture's proportions.
@@ -50,9 +58,10 @@ def draw_panel(
     height, width = cells["input"].picture.shape[:2]
     legend = []
     if all_classes and classes is not None:
-        legend = [(label.name, label.color) for label in EVALUATED]
+        legend = [(label.name, label.color) for label in evaluated_labels(label_set)]
     elif classes is not None:
-        legend = list_classes(_resize(classes, width, height, cv2.INTER_NEAREST))
+        small = _resize(classes, width, height, cv2.INTER_NEAREST)
+        legend = list_classes(small, label_set)
     return _arrange([*cells.values()], legend, width, height)
 
 
@@ -147,12 +156,15 @@ def _draw_objects(image, instances, objects, scale):
     return np.asarray(shown)
 
 
-def list_classes(classes: np.ndarray) -> list[tuple[str, tuple[int, int, int]]]:
+def list_classes(
+    classes: np.ndarray, label_set: str = "train_ids"
+) -> list[tuple[str, tuple[int, int, int]]]:
     """Name and colour of the classes in a map of label ids, the most frequent
-    first."""
+    first, with the names that a label set has for them."""
+    labels = {label.id: label for label in (*LABELS, *labels_of(label_set))}
     count = np.bincount(classes.ravel(), minlength=len(LABELS))
     return [
-        (LABELS[label_id].name, LABELS[label_id].color)
+        (labels[label_id].name, labels[label_id].color)
         for label_id in np.argsort(-count, kind="stable")
         if count[label_id]
     ]

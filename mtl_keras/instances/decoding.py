@@ -217,8 +217,13 @@ def choose_classes(
         class; each `(batch, H, W)`.
 
     Raises:
-        ValueError: for the predicted classes without logits.
+        ValueError: for the predicted classes without logits, or of categories.
     """
+    if label_set == "categories" and object_classes != "true":
+        raise ValueError(
+            "Categories do not tell the classes of objects apart; object_classes must "
+            f"be 'true'. Received: {object_classes!r}"
+        )
     if logits is None and object_classes != "true":
         raise ValueError(
             "Without logits there are no predicted classes; object_classes must be "

@@ -96,7 +96,10 @@ def _list_classes(facts):
             (index, label.name, label.id)
             for index, label in enumerate(labels_of(facts.label_set))
         ]
-        table = format_table(rows, ["index", "class", "Cityscapes label id"])
+        header = "Cityscapes label id"
+        if facts.label_set == "categories":
+            header = "Cityscapes label id that stands for it"
+        table = format_table(rows, ["index", "class", header])
     elif facts.class_names:
         table = format_table(enumerate(facts.class_names), ["index", "class"])
     else:
