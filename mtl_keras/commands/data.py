@@ -1,5 +1,6 @@
 """Commands about data sets alone.
 
+    python -m mtl_keras data show CITYSCAPES              # what training sees
     python -m mtl_keras data write-mtan CITYSCAPES DIR    # as arrays of 128x256
 
 Each is a module of its own, with a function `main(argv)`.
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 from mtl_keras.commands.console import choose_command
 
-SUBCOMMANDS = {"write-mtan": "write_mtan"}  # and their modules
+SUBCOMMANDS = {"show": "show", "write-mtan": "write_mtan"}  # and their modules
 
 
 def main(argv: Sequence[str] | None = None) -> None:

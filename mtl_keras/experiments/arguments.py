@@ -57,6 +57,7 @@ def parse_given(
     argv: Sequence[str] | None = None,
     recipes: Mapping[str, Any] | None = None,
     positional: Sequence[str] = (),
+    hidden: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What the command line sets.
 
@@ -65,6 +66,7 @@ def parse_given(
         argv: list of str. Defaults to the arguments of the process.
         recipes: optional dict, the recipes that `--help` describes.
         positional: fields that are given without a flag.
+        hidden: fields that `--help` leaves out.
 
     Returns:
         `{field: value}` of the fields that are given.
@@ -81,7 +83,7 @@ def parse_given(
         help = field.metadata["help"].replace("%", "%%")
         if "default:" not in help:
             help += f" (default: {as_text(default)})"
-        settings = {"help": help}
+        settings = {"help": argparse.SUPPRESS if field.name in hidden else help}
         if isinstance(default, bool):
             settings["action"] = argparse.BooleanOptionalAction
         else:

@@ -431,6 +431,33 @@ class WriteMtanOptions:
     verbose: bool = option(False, VERBOSE)
 
 
+@dataclasses.dataclass(frozen=True)
+class ShowOptions(TrainOptions):
+    """Show what is in a data set and what training sees of it: tables, warnings, and a
+    sheet of frames as they are trained on, with classes, votes, depth and masks.
+
+    The options are those of train.py, so that the sheet is of the batches of that
+    training; the ones that are not about data have no effect.
+    """
+
+    data: str = option(
+        "",
+        "what train.py --data takes, Cityscapes' archives or an unpacked tree; or the "
+        "word streets, for the rendered streets (default: streets)",
+        parse_path,
+    )
+    output: str = option("data.png", "the sheet, a PNG file", parse_path)
+    sheet: bool = option(
+        True, "draw the sheet; it needs the records, which are made if there are none"
+    )
+    shown: int = option(6, "frames on the sheet", parse_positive(int))
+    frames: int = option(
+        0,
+        "look at this many frames of each split, spread over it evenly (default: all)",
+        parse_positive(int),
+    )
+
+
 def check_clustering(method: str, method_options: Mapping[str, Any]) -> None:
     """Raises `UserError` for options that a method of clustering does not take."""
     nothing = np.zeros((1, 1, 2)), np.zeros((1, 1), bool)

@@ -6,7 +6,7 @@ A table is a directory with a run directory for every row and seed, `ROW-seedN`.
 import importlib.resources
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_keras.errors import UserError
@@ -45,12 +45,7 @@ def plan_runs(argv: Sequence[str] | None = None) -> list[TrainOptions]:
     if not (name or pair):
         if series:
             raise UserError(f"--{next(iter(series))} needs --table or --sweep.")
-        recipe = given.get("recipe", TrainOptions().recipe)
-        settings = RECIPES[recipe]
-        if "/" in recipe:
-            table, row = recipe.split("/")
-            settings = {**_settings(TABLES[table], given), **TABLES[table].rows[row]}
-        return [TrainOptions(**override(settings, given))]
+        return [TrainOptions(**apply_recipe(given))]
     if "export" in given:
         raise UserError(
             "--export is about a single run; leave it out, and export the row that you "
@@ -87,6 +82,17 @@ def plan_runs(argv: Sequence[str] | None = None) -> list[TrainOptions]:
         for seed in range(first, first + series.get("seeds", 1))
         for key, row in table.rows.items()
     ]
+
+
+def apply_recipe(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given of the `TrainOptions` of a single run, and the settings of its
+    recipe for all else."""
+    recipe = given.get("recipe", TrainOptions().recipe)
+    settings = RECIPES[recipe]
+    if "/" in recipe:
+        table, row = recipe.split("/")
+        settings = {**_settings(TABLES[table], given), **TABLES[table].rows[row]}
+    return override(settings, given)
 
 
 def _name_data(table, given):

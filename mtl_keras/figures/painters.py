@@ -48,7 +48,7 @@ def _paint_instance(rows, label_set, legend):
 
 def _paint_depth(rows, label_set, legend):
     scale = largest_shown(_valid_values(rows, "depth"))
-    sky = "; blue: sky" if "semantic" in rows[0].predictions else ""
+    sky = "; blue: sky" if "semantic" in rows[0].targets else ""
     mappable = matplotlib.cm.ScalarMappable(
         matplotlib.colors.Normalize(0, scale), "magma"
     )
