@@ -149,8 +149,8 @@ def raw_relative_error(y_true: Tensor, y_pred: Tensor) -> Tensor:
 
     Arguments and result are those of `raw_absolute_error`.
     """
-    scale = _raw_per_pixel(y_true)
-    true = ops.mean(y_true, axis=-1) * scale + 1.0 / MAX_CODE
+    disparity = ops.maximum(ops.mean(y_true, axis=-1), 0.0)  # what is masked may be < 0
+    true = disparity * _raw_per_pixel(y_true) + 1.0 / MAX_CODE
     return raw_absolute_error(y_true, y_pred) / true
 
 

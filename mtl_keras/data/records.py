@@ -397,11 +397,11 @@ def _note_counts(root):
     counts = {s: len(arrays.list_arrays(root, s, images)) for s in arrays.SPLITS}
     if counts != arrays.COUNTS:
         found, usual = (
-            " and ".join(f"{count} in {split}" for split, count in counted.items())
+            " and ".join(f"{count} {split} frames" for split, count in counted.items())
             for counted in (counts, arrays.COUNTS)
         )
         print(
-            f"Note: {root} has, of frames, {found}; MTAN's folder has {usual}.",
+            f"Note: {root} has {found}; MTAN's folder has {usual}.",
             file=sys.stderr,
         )
 
