@@ -367,7 +367,7 @@ def test_train_and_evaluate(tmp_path, monkeypatch, capsys):
     """From rendered streets to the columns of the protocol."""
     monkeypatch.chdir(tmp_path)
     write_mtan.main(["streets", "mtan", "--frames", "4", "--image-size", SIZE])
-    shared = f"--recipe mtan/learned --no-pretrained --image-size {SIZE}"
+    shared = f"--recipe mtan/all --no-pretrained --image-size {SIZE}"
     settings = f"{shared} --backbone small --batch-size 2 --epochs 1"
     train.main(f"{settings} --data mtan --output run".split())
     evaluate.main(["run", "--predictions"])

@@ -288,3 +288,28 @@ def test_titles_tell_the_training_sets_apart(tmp_path):
     write_runs(tmp_path, "--table A --train-frames 200", SCORES, CONSTANTS)
     title = comparison.compare_runs(tmp_path, "A").title
     assert "on 200 of the rendered streets (not Cityscapes)" in title
+
+
+def test_mtans_table_stands_beside_two_publications(tmp_path):
+    """Two metrics of a task make one column of weights, and nothing is mixed."""
+    scores = {
+        "all": [
+            {
+                "semantic/miou": 0.5,
+                "semantic/pixel_accuracy": 0.9,
+                "depth/abs_err": 0.0134,
+                "depth/rel_err": 40.0,
+            }
+        ]
+    }
+    write_runs(tmp_path / "mtan", "--table mtan", scores, {"depth/rel_err": 60.0})
+    found = comparison.compare_runs(tmp_path / "mtan", "mtan")
+    assert found.tasks == ("semantic", "depth")
+    cells = cells_of(comparison.format_comparison(found))
+    learned = cells["all"]
+    assert learned[0] == "learned / learned"
+    assert learned[-2:] == [
+        "72.02 / 92.85 / 0.014 / 30.13",
+        "69.03 / 91.61 / 0.01338 / 45.89",
+    ]
+    assert cells["equal"][0] == "1 / 0.0313"

@@ -246,7 +246,7 @@ TABLES = {
             "semantic": fixed_row(semantic=1.0),
             "depth": fixed_row(depth=1.0),
             "equal": fixed_row(semantic=1.0, depth=_MTAN_DEPTH),
-            "learned": learned_row(*MTAN_TASKS),
+            "all": learned_row(*MTAN_TASKS),
         },
         (
             "semantic/miou",
