@@ -121,7 +121,7 @@ def test_the_package_is_a_command():
     assert "{train,evaluate,predict,app,data}" in call().stdout
     done = call("train", "--help")
     assert done.returncode == 0 and done.stdout.startswith("usage: python -m mtl_keras")
-    assert "{write-mtan" in call("data").stdout
+    assert "{show,write-mtan" in call("data").stdout
     done = call("data", "write-mtan", "--help")
     assert done.stdout.startswith("usage: python -m mtl_keras data write-mtan")
     done = call("data", "serve")
