@@ -13,6 +13,7 @@ from mtl_keras.experiments.options import (
     EvaluateOptions,
     PredictOptions,
     SeriesOptions,
+    ShowOptions,
     WriteMtanOptions,
 )
 from mtl_keras.experiments.tables import plan_runs
@@ -79,6 +80,8 @@ def test_commands_parse(document):
                 parse_given(EvaluateOptions, arguments, positional=("run",))
             elif script == "app":
                 parse_given(AppOptions, arguments, positional=("model",))
+            elif script == "data show":
+                parse_given(ShowOptions, arguments, positional=("data",))
             elif script == "data write-mtan":
                 positional = ("source", "directory")
                 parse_given(WriteMtanOptions, arguments, positional=positional)
@@ -99,6 +102,7 @@ def test_options_exist(document):
             EvaluateOptions,
             PredictOptions,
             AppOptions,
+            ShowOptions,
             WriteMtanOptions,
         )
         for field in dataclasses.fields(options_class)

@@ -10,6 +10,8 @@ augmentation included. The exit status is 1 if training would refuse files.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import pathlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -42,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = ShowOptions(**apply_recipe(given))
     training = training_options(options)
     start_tensorflow(options.verbose)
+    from mtl_keras.data.arrays import is_array_folder
     from mtl_keras.experiments import setup
     from mtl_keras.experiments.problems import open_problem
     from mtl_keras.figures.data_tables import format_remarks, format_tallies
@@ -50,10 +53,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(
             f"data show is about street scenes, and --dataset is {training.dataset}."
         )
+    check_output(options)
     setup.check_options(training)
+    if is_array_folder(training.data):
+        print("Of MTAN's arrays there are no tables, only the sheet.", file=sys.stderr)
+        draw_sheet(options, training)
+        return
     if not training.data:
         problem = open_problem(dataclasses.replace(training, label_set="label_ids"))
-        print("\n" + format_tallies(count_rendered(problem, options.frames)))
+        print("\n" + format_tallies(count_rendered(problem, options)))
         draw_sheet(options, training)
         return
     findings = inspect(training, options.frames)
@@ -81,6 +89,15 @@ def training_options(options: ShowOptions) -> TrainOptions:
     return TrainOptions(**{**values, "output": ""})
 
 
+def check_output(options: ShowOptions) -> None:
+    """Raises `UserError` for a sheet that could not be written in the end."""
+    path = pathlib.Path(options.output)
+    if options.sheet and (path.suffix.lower() != ".png" or not path.parent.is_dir()):
+        raise UserError(
+            f"--output {path} must be a PNG file, NAME.png, in a directory that exists."
+        )
+
+
 def inspect(options: TrainOptions, num_frames: int) -> Findings:
     """Looks through the files of a tree, or at `num_frames` frames of each split."""
     from tqdm import tqdm
@@ -89,6 +106,9 @@ def inspect(options: TrainOptions, num_frames: int) -> Findings:
     from mtl_keras.workers import WorkerPool
 
     kinds = inspection.choose_kinds(options.data, options.tasks)
+    look = functools.partial(
+        inspection.inspect_frame, label_set=options.label_set, sky=options.sky
+    )
     findings, listed = inspection.Findings(), {}
     for split in frames.SPLITS:
         files, sentence = inspection.list_files(options.data, split, kinds)
@@ -100,7 +120,7 @@ def inspect(options: TrainOptions, num_frames: int) -> Findings:
         jobs = inspection.spread(files, num_frames)
         bar = tqdm(total=len(jobs), unit="frame", desc=f"look at {split}")
         with WorkerPool(len(jobs)) as pool, bar:
-            for job, inspected in zip(jobs, pool.map(inspection.inspect_frame, jobs)):
+            for job, inspected in zip(jobs, pool.map(look, jobs)):
                 findings.add(split, job, inspected)
                 bar.update()
     if not listed:
@@ -109,8 +129,9 @@ def inspect(options: TrainOptions, num_frames: int) -> Findings:
     return findings
 
 
-def count_rendered(problem: Problem, num_frames: int) -> dict[str, Tally]:
-    """Counts what is in the rendered streets, by split."""
+def count_rendered(problem: Problem, options: ShowOptions) -> dict[str, Tally]:
+    """Counts what is in the rendered streets, by split; the problem's classes are all
+    label ids."""
     import numpy as np
 
     from mtl_keras.data.inspection import Tally, count_batch, spread
@@ -119,7 +140,7 @@ def count_rendered(problem: Problem, num_frames: int) -> dict[str, Tally]:
     for split in ("train", "val"):
         total = problem.count_frames(split)
         tally = tallies[split] = Tally(total)
-        chosen = {*spread(range(total), num_frames)}
+        chosen = {*spread(range(total), options.frames)}
         has_ids = "instance" in problem.options.tasks
         ids = problem.load_instance_ids(split, 1) if has_ids else [None] * total
         batches = problem.make_batches(split, 1)
@@ -131,7 +152,7 @@ def count_rendered(problem: Problem, num_frames: int) -> dict[str, Tally]:
                     for values in (targets, masks)
                 )
                 tally.add(
-                    count_batch(targets, masks, instance_ids),
+                    count_batch(targets, masks, instance_ids, options.label_set),
                     problem.options.image_size,
                 )
     return tallies

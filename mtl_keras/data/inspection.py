@@ -22,6 +22,8 @@ from mtl_keras.cityscapes import (
     FIRST_INSTANCE_ID,
     LABELS,
     SKY_ID,
+    class_index_table,
+    evaluated_index_table,
     frame_path,
 )
 from mtl_keras.data import frames
@@ -266,12 +268,14 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
     return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
-def inspect_frame(files: frames.FrameFiles) -> Inspected:
-    """Reads a frame as training does, whatever is wrong with it."""
+def inspect_frame(
+    files: frames.FrameFiles, label_set: str = "train_ids", sky: str = "zero"
+) -> Inspected:
+    """Reads a frame as training does, whatever is wrong with it; see `count_frame`."""
     frame, faults = _read(files)
     labels = frame.get("semantic")
     return Inspected(
-        count_frame(frame),
+        count_frame(frame, label_set, sky),
         frame["image"].shape[:2] if "image" in frame else None,
         faults,
         dict(_find_doubts(frame)),
@@ -279,16 +283,22 @@ def inspect_frame(files: frames.FrameFiles) -> Inspected:
     )
 
 
-def count_frame(frame: Mapping[str, np.ndarray]) -> Counts:
+def count_frame(
+    frame: Mapping[str, np.ndarray], label_set: str = "train_ids", sky: str = "zero"
+) -> Counts:
     """Counts what is in a frame.
 
     Args:
         frame: dict of those arrays of `frames.read_frame` that there are.
+        label_set: str, a key of `cityscapes.LABEL_SETS`.
+        sky: str, `"zero"` if the sky is valid in depth, else `"masked"`.
     """
     pixels, objects, valid = _zeros(), _zeros(), {}
     if "semantic" in frame:
         pixels = np.bincount(frame["semantic"].ravel(), minlength=len(LABELS))
-        valid["semantic"] = int(pixels[~IGNORED].sum()), frame["semantic"].size
+        index = class_index_table(label_set)[: len(LABELS)]
+        counts = (index >= 0) & (evaluated_index_table(label_set)[index] >= 0)
+        valid["semantic"] = int(pixels[counts].sum()), frame["semantic"].size
     if "instance" in frame:
         sizes = np.bincount(frame["instance"].ravel())
         ids = np.flatnonzero(sizes)
@@ -297,7 +307,7 @@ def count_frame(frame: Mapping[str, np.ndarray]) -> Counts:
         valid["instance"] = int(sizes[ids].sum()), frame["instance"].size
     if "disparity" in frame:
         is_valid = frame["disparity"] > 0
-        if "semantic" in frame:  # the sky is valid, too, with the disparity 0
+        if "semantic" in frame and sky == "zero":
             is_valid |= frame["semantic"] == SKY_ID
         valid["depth"] = int(np.count_nonzero(is_valid)), is_valid.size
     return Counts(pixels, objects, valid)
@@ -307,6 +317,7 @@ def count_batch(
     targets: Mapping[str, np.ndarray],
     masks: Mapping[str, np.ndarray],
     instance_ids: np.ndarray | None,
+    label_set: str = "train_ids",
 ) -> Counts:
     """Counts what is in a batch of a single frame.
 
@@ -314,6 +325,7 @@ def count_batch(
         targets: dict by task; classes are label ids.
         masks: dict by task, above 0 where a target is valid.
         instance_ids: `(1, H, W)`, or `None`.
+        label_set: str, a key of `cityscapes.LABEL_SETS`, by which classes are valid.
     """
     frame = {}
     if "semantic" in targets:
@@ -323,7 +335,8 @@ def count_batch(
     valid = {
         task: (int(np.count_nonzero(mask)), mask.size) for task, mask in masks.items()
     }
-    return count_frame(frame)._replace(valid=valid)
+    counts = count_frame(frame, label_set)
+    return counts._replace(valid={**valid, **counts.valid})
 
 
 def _zeros():
