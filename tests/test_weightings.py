@@ -74,7 +74,9 @@ def test_an_absent_task_adds_nothing(weighting_class):
     present = {"semantic": 5.0, "depth": 0.0}
     layer.update(as_losses(2.0, 0.0), present)
     total, gradients = value_and_gradients(
-        lambda: layer(dict(zip(TASKS, map(ops.convert_to_tensor, values))), present),
+        lambda: layer(
+            dict(zip(TASKS, map(ops.convert_to_tensor, values))), present=present
+        ),
         values,
     )
     expected = {
@@ -86,7 +88,7 @@ def test_an_absent_task_adds_nothing(weighting_class):
     }[weighting_class]
     assert float(total) == pytest.approx(expected, rel=1e-6)
     assert gradients[0] > 0 and gradients[1] == 0
-    nothing = layer(as_losses(0.0, 0.0), {"semantic": 0.0, "depth": 0.0})
+    nothing = layer(as_losses(0.0, 0.0), present={"semantic": 0.0, "depth": 0.0})
     assert float(nothing) == 0
 
 

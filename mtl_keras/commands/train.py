@@ -101,7 +101,9 @@ def train(options: TrainOptions, export: bool = True) -> None:
     with runs.claim_directory(options, epochs) as directory:
         keras.utils.set_random_seed(options.seed)
         pretrained = options.pretrained and not runs.finished_epochs(directory)
-        trainer = setup.build_trainer(problem, "imagenet" if pretrained else None)
+        trainer = setup.build_trainer(
+            problem, "imagenet" if pretrained else None, steps_per_epoch
+        )
         if not runs.is_trained(directory, epochs):
             fit(trainer, problem, directory, epochs, steps_per_epoch)
         draw_history(options, directory)
