@@ -8,9 +8,14 @@ from typing import Any
 __version__ = "0.2.0.dev0"
 
 _PUBLIC = {
+    "DynamicWeightAverage": "weightings",
     "FixedWeighting": "weighting",
+    "GeometricMean": "weightings",
+    "LogSum": "weightings",
     "MaskedLoss": "losses",
     "MultiTaskTrainer": "training",
+    "RandomWeighting": "weightings",
+    "SoftOptimalWeighting": "weightings",
     "UncertaintyWeighting": "weighting",
     "build_network": "model",
 }
@@ -23,6 +28,7 @@ _ON_KERAS = (
     "optimizers",
     "training",
     "weighting",
+    "weightings",
 )
 _MODULES = ("cityscapes", "instances", *_ON_KERAS)
 __all__ = [*_PUBLIC, *_MODULES]

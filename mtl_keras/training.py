@@ -73,8 +73,10 @@ class MultiTaskTrainer(keras.Model):
             of targets and predictions that returns a value per element, or anything
             called as `loss(y_true, y_pred, sample_weight)` that returns a scalar
             mean. Outputs without a loss, or with `None` for it, are not trained.
-        weighting: `UncertaintyWeighting` or `FixedWeighting` with the same tasks, or
-            any layer called as `weighting(losses, present=present)`.
+        weighting: `UncertaintyWeighting`, `FixedWeighting` or one of
+            `mtl_keras.weightings`, with the same tasks, or any layer called as
+            `weighting(losses, present=present)`. Its method `update(losses, present)`,
+            if it has one, is called before that in every training step.
         task_metrics: optional dict. Task name to a metric or a list of them, each a
             `keras.metrics.Metric`, its name or a function.
         sigma_learning_rate_factor: float. The learning rate of the weights of
@@ -366,6 +368,8 @@ class MultiTaskTrainer(keras.Model):
             if training and self._learns_sigmas:
                 held = self.weighting.observe(task, losses[task], present[task])
                 options.setdefault("held", {})[task] = held
+        if training and hasattr(self.weighting, "update"):
+            self.weighting.update(losses, present)
         size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
         size = sum_over_replicas(ops.cast(size, "float32"))
         total = self.weighting(losses, present=present, **options)
@@ -471,6 +475,12 @@ class MultiTaskTrainer(keras.Model):
         return isinstance(self.weighting, UncertaintyWeighting)
 
     @property
+    def _needs_positive_losses(self):
+        return self._learns_sigmas or getattr(
+            self.weighting, "needs_positive_losses", False
+        )
+
+    @property
     def _sigma_optimizer(self):
         optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         return getattr(optimizer, "sigma_optimizer", None)
@@ -510,15 +520,19 @@ class MultiTaskTrainer(keras.Model):
 
     def _check_signs(self, losses):
         """Raises `ValueError` for a task whose loss is negative."""
-        if self._learns_sigmas:
+        if self._needs_positive_losses:
+            name = f"`{type(self.weighting).__name__}` cannot weigh"
+            explanation = "no noise level explains" if self._learns_sigmas else name
             for task, loss in losses.items():
-                check_loss(task, loss)
+                check_loss(task, loss, explanation)
 
     def _check_epoch(self):
         """Checks the losses of an epoch, and warns once of an `s` on a bound or NaN."""
+        if self._needs_positive_losses:
+            lowest = {t: low.result() for t, low in self.lowest_trackers.items()}
+            self._check_signs(lowest)
         if not self._learns_sigmas:
             return
-        self._check_signs({t: low.result() for t, low in self.lowest_trackers.items()})
         low, high = self.weighting.bounds
         for task, s in self.weighting.log_variances.items():
             value = float(ops.convert_to_numpy(s))

@@ -1,7 +1,7 @@
 """Weighting of task losses, learned or fixed."""
 
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -49,6 +49,14 @@ class UncertaintyWeighting(keras.layers.Layer):
         bounds: pair of float. `s` stays between them; with the default, weights
             between 1e-13 and 1e13. They are a constraint of the variables, which
             every optimizer of Keras respects. Defaults to `(-30.0, 30.0)`.
+        priorities: optional dict. Task name to a number above 0 that its whole term,
+            loss and regularizer, is multiplied by. Its equilibrium stays where it is,
+            and its weight there becomes `priority * c / L`. Defaults to 1 for every
+            task.
+        nonnegative: bool. Whether the regularizer is `c * log(1 + exp(s))` in place of
+            `c * s`, that is `log(1 + sigma^2)` with the likelihood `mtl`. The total is
+            then never negative; the weight of a small loss tends to infinity with
+            its inverse root only. Defaults to `False`.
         **kwargs: passed on to `keras.layers.Layer`.
 
     Call arguments:
@@ -63,7 +71,8 @@ class UncertaintyWeighting(keras.layers.Layer):
 
     Raises:
         ValueError: for no task, an unknown likelihood or task, `bounds` that are not
-            increasing numbers in -80..80, or a start outside the bounds.
+            increasing numbers in -80..80, a start outside the bounds, or a priority
+            that is not a number above 0.
 
     Example:
     >>> layer = UncertaintyWeighting({"semantic": "softmax", "depth": "gaussian"})
@@ -72,6 +81,7 @@ class UncertaintyWeighting(keras.layers.Layer):
 
     References:
      - [Kendall et al., 2018](https://arxiv.org/abs/1705.07115), section 3.2
+     - [Liebel and Koerner, 2018](https://arxiv.org/abs/1805.06334), `nonnegative`
     """
 
     def __init__(
@@ -79,6 +89,8 @@ class UncertaintyWeighting(keras.layers.Layer):
         likelihoods: Mapping[str, str],
         initial_log_variance: float | Mapping[str, float] | None = None,
         bounds: tuple[float, float] = (-30.0, 30.0),
+        priorities: Mapping[str, float] | None = None,
+        nonnegative: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
@@ -99,6 +111,15 @@ class UncertaintyWeighting(keras.layers.Layer):
         self.likelihoods = dict(likelihoods)
         self.initial_log_variance = initial_log_variance
         self.bounds = (float(low), float(high))
+        self.priorities = {t: float(p) for t, p in (priorities or {}).items()}
+        check_tasks("priorities", self.priorities, self.likelihoods)
+        for task, priority in self.priorities.items():
+            if not 0 < priority < float("inf"):
+                raise ValueError(
+                    f"The priority of task {task!r} must be a number above 0. "
+                    f"Received: {priority}"
+                )
+        self.nonnegative = nonnegative
         starts = self._spread(initial_log_variance)
         self.log_variances: dict[str, keras.Variable] = {}
         self.first_totals: dict[str, keras.Variable] = {}
@@ -133,7 +154,7 @@ class UncertaintyWeighting(keras.layers.Layer):
         starts = start
         if not isinstance(start, Mapping):
             starts = dict.fromkeys(self.likelihoods, start)
-        _check_tasks("initial_log_variance", starts, self.likelihoods)
+        check_tasks("initial_log_variance", starts, self.likelihoods)
         low, high = self.bounds
         for task, value in starts.items():
             if value is not None and not low <= value <= high:
@@ -164,7 +185,7 @@ class UncertaintyWeighting(keras.layers.Layer):
         present: Mapping[str, Tensor] | None = None,
         held: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        _check_tasks("losses", losses, self.likelihoods)
+        check_tasks("losses", losses, self.likelihoods)
         total = 0.0
         for task, loss in losses.items():
             loss = as_float(loss)
@@ -173,7 +194,10 @@ class UncertaintyWeighting(keras.layers.Layer):
             if held is not None:
                 s = ops.where(held[task], ops.stop_gradient(s), s)
             s = ops.cast(s, loss.dtype)
-            term = a * ops.exp(-s) * loss + c * s
+            regularizer = ops.softplus(s) if self.nonnegative else s
+            term = a * ops.exp(-s) * loss + c * regularizer
+            if task in self.priorities:
+                term *= self.priorities[task]
             if present is not None:
                 term *= ops.cast(ops.cast(present[task], "float32") > 0, loss.dtype)
             total += term
@@ -192,7 +216,7 @@ class UncertaintyWeighting(keras.layers.Layer):
         Raises:
             ValueError: for an unknown task, a negative loss, or one without a value.
         """
-        _check_tasks("losses", losses, self.likelihoods)
+        check_tasks("losses", losses, self.likelihoods)
         for task, loss in losses.items():
             check_loss(task, loss)
             try:
@@ -246,7 +270,10 @@ class UncertaintyWeighting(keras.layers.Layer):
         s, total = self.log_variances[task], self.first_totals[task]
         mean = total / ops.maximum(self.first_counts[task], 1e-30)
         mean = ops.where(condition, mean, ops.ones_like(mean))
-        equilibrium = ops.clip(ops.log(a / c * mean), *self.bounds)
+        variance = a / c * mean
+        if self.nonnegative:  # where a * L / x = c * x / (1 + x)
+            variance = (variance + ops.sqrt(variance) * ops.sqrt(variance + 4.0)) / 2.0
+        equilibrium = ops.clip(ops.log(variance), *self.bounds)
         s.assign(ops.where(condition, equilibrium, ops.convert_to_tensor(s)))
 
     def compute_output_shape(
@@ -282,7 +309,7 @@ class UncertaintyWeighting(keras.layers.Layer):
             a, _, sigma_power = LIKELIHOODS[likelihood]
             s = ops.stop_gradient(ops.convert_to_tensor(self.log_variances[task]))
             logs[f"{task}/sigma"] = ops.exp(s / sigma_power)
-            logs[f"{task}/weight"] = a * ops.exp(-s)
+            logs[f"{task}/weight"] = self.priorities.get(task, 1.0) * a * ops.exp(-s)
         return logs
 
     def save_own_variables(self, store: Any) -> None:
@@ -319,6 +346,8 @@ class UncertaintyWeighting(keras.layers.Layer):
             "likelihoods": dict(self.likelihoods),
             "initial_log_variance": self.initial_log_variance,
             "bounds": self.bounds,
+            "priorities": dict(self.priorities),
+            "nonnegative": self.nonnegative,
         }
 
 
@@ -369,7 +398,7 @@ class FixedWeighting(keras.layers.Layer):
     def call(
         self, losses: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        _check_tasks("losses", losses, self.weights_by_task)
+        check_tasks("losses", losses, self.weights_by_task)
         # A task of weight 0 is left out, not multiplied: 0 * nan is nan.
         terms = [
             self.weights_by_task[task] * as_float(loss)
@@ -408,12 +437,15 @@ class _Bounds(keras.constraints.Constraint):
         return ops.clip(s, self.low, self.high)
 
 
-def check_loss(task: str, loss: Any) -> None:
+def check_loss(
+    task: str, loss: Any, explanation: str = "no noise level explains"
+) -> None:
     """Raises `ValueError` for a negative loss, if its value is known already.
 
     Args:
         task: str.
         loss: scalar.
+        explanation: what the message says about it.
     """
     try:
         value = float(ops.stop_gradient(ops.convert_to_tensor(loss)))
@@ -421,12 +453,13 @@ def check_loss(task: str, loss: Any) -> None:
         return
     if value < 0:
         raise ValueError(
-            f"The loss of task {task!r} is negative, which no noise level explains: "
+            f"The loss of task {task!r} is negative, which {explanation}: "
             "weigh it with `FixedWeighting`, or add a constant to it."
         )
 
 
-def _check_tasks(argument, given, known):
+def check_tasks(argument: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises `ValueError` if the names given for an argument are not all known."""
     unknown = sorted(set(given) - set(known), key=str)
     if unknown:
         raise ValueError(

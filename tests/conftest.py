@@ -54,6 +54,7 @@ CORE_TESTS = (
     "training",
     "weighting",
     "weighting_optimizer",
+    "weightings",
 )
 # These call no backend: one run without TensorFlow is enough, that on JAX.
 NUMPY_TESTS = ("cityscapes", "instances", "streets")

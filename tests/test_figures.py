@@ -225,3 +225,10 @@ def test_progress_names_epoch_loss_and_scores(capsys):
     written = written.out + written.err
     assert "epoch 2/2: loss 1.235, val mIoU % 25.1, depth mean abs px 3.46" in written
     assert progress.bar.n == 4  # two of them from before the restart
+
+
+def test_weights_without_noise_levels_are_drawn(tmp_path):
+    history = [{"epoch": i, "depth/weight": 1.0 + i} for i in range(2)]
+    path = tmp_path / "weights.png"
+    assert curves.plot_weights(history, ["depth"], path) and path.exists()
+    assert not curves.plot_weights([{"epoch": 0}], ["depth"], path)

@@ -343,3 +343,38 @@ def test_help_is_complete_and_loads_nothing_heavy(script):
     if script == "train":
         for recipe in RECIPES:
             assert "/" in recipe or f"{recipe}:" in completed.stdout
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--weighting", "dwa", "--priorities", "depth=2"], "--priorities needs"),
+        (["--weighting", "gls", "--temperature", "2"], "--temperature needs"),
+        (["--weighting", "rlw", "--task-weights", "depth=2"], "--task-weights needs"),
+        (
+            ["--tasks", "semantic", "--priorities", "depth=2"],
+            "--priorities names depth",
+        ),
+    ],
+)
+def test_options_of_another_weighting_are_refused(argv, message):
+    from mtl_keras.experiments import setup
+
+    with pytest.raises(UserError, match=message):
+        setup.check_options(parse_options(TrainOptions, argv))
+
+
+def test_every_weighting_is_built_from_its_options():
+    from mtl_keras.experiments import setup
+    from mtl_keras.experiments.recipes import WEIGHTINGS
+
+    built = {
+        name: setup.build_weighting(TrainOptions(weighting=name), steps_per_epoch=7)
+        for name in WEIGHTINGS
+    }
+    assert len({type(layer) for layer in built.values()}) == len(WEIGHTINGS)
+    assert built["dwa"].steps_per_epoch == 7 and built["dwa"].temperature == 2
+    options = TrainOptions(priorities={"depth": 2.0})
+    assert setup.build_weighting(options).priorities == {"depth": 2.0}
+    options = TrainOptions(weighting="uw-so", temperature=9.0)
+    assert setup.build_weighting(options).temperature == 9

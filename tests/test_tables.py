@@ -4,8 +4,9 @@ import pytest
 
 from mtl_keras.errors import UserError
 from mtl_keras.experiments import tables
+from mtl_keras.experiments.comparison import ROW_OPTIONS
 from mtl_keras.experiments.options import TrainOptions, differing_options
-from mtl_keras.experiments.recipes import DATASETS, RECIPES, TABLES
+from mtl_keras.experiments.recipes import DATASETS, RECIPES, TABLES, WEIGHTINGS
 from mtl_keras.experiments.tables import (
     find_published,
     find_root,
@@ -54,7 +55,7 @@ def test_rows_on_cityscapes_are_the_recipes(name):
 @pytest.mark.parametrize("name", TABLES)
 def test_rows_differ_in_nothing_but_what_they_are_about(name):
     """Whoever compares weightings trains them all alike."""
-    about = {"recipe", "output", "tasks", "weighting", "task_weights", "likelihoods"}
+    about = {"recipe", "output", *ROW_OPTIONS}
     for data in ("", " --data TREE" if name != "C" else " --dataset digits"):
         shared = {
             json.dumps({k: v for k, v in vars(options).items() if k not in about})
@@ -236,3 +237,10 @@ def test_find_root(tmp_path, monkeypatch):
     )
     with pytest.raises(UserError, match="none is not a directory of runs"):
         find_root("A", root="none")
+
+
+def test_table_of_weightings_has_a_row_for_each_and_nothing_published():
+    rows = TABLES["D"].rows
+    assert {row["weighting"] for row in rows.values()} == set(WEIGHTINGS)
+    assert rows["priority"] == {**rows["all"], "priorities": {"semantic": 3.0}}
+    assert find_published("D") == {}

@@ -102,7 +102,10 @@ def train(options: TrainOptions, export: bool = True) -> None:
         keras.utils.set_random_seed(options.seed)
         pretrained = options.pretrained and not runs.finished_epochs(directory)
         trainer = setup.build_trainer(
-            problem, "imagenet" if pretrained else None, problem.training_size
+            problem,
+            "imagenet" if pretrained else None,
+            problem.training_size,
+            steps_per_epoch,
         )
         if not runs.is_trained(directory, epochs):
             fit(trainer, problem, directory, epochs, steps_per_epoch)

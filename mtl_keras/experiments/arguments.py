@@ -172,6 +172,18 @@ def parse_weights(text: str) -> dict[str, float]:
     return weights
 
 
+def parse_priorities(text: str) -> dict[str, float]:
+    """`"semantic=3,depth=1"` to `{"semantic": 3.0, "depth": 1.0}`."""
+    priorities = parse_weights(text)
+    for task, priority in priorities.items():
+        if priority == 0:
+            raise argparse.ArgumentTypeError(
+                f"the priority of {task} must be a number above 0; leave the task out "
+                "of --tasks to switch it off"
+            )
+    return priorities
+
+
 def parse_likelihoods(text: str) -> dict[str, str]:
     """`"semantic=softmax,depth=laplace"` to a dict."""
     likelihoods = dict(_parse_pairs(text))

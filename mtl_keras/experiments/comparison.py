@@ -25,7 +25,14 @@ from mtl_keras.hints import PathLike
 from mtl_keras.tasks import METRICS
 
 # What the rows of a table may differ in, and the runs of a row.
-ROW_OPTIONS = ("tasks", "weighting", "task_weights", "likelihoods")
+ROW_OPTIONS = (
+    "tasks",
+    "weighting",
+    "task_weights",
+    "likelihoods",
+    "priorities",
+    "temperature",
+)
 RUN_OPTIONS = ("recipe", "seed", *STARTING_OPTIONS)
 
 
@@ -326,7 +333,9 @@ def _describe_weights(comparison, key):
     tasks = comparison.tasks
     if key in comparison.table.rows:
         row = comparison.table.rows[key]
-        weights = row["task_weights"] or dict.fromkeys(row["tasks"], "learned")
+        weights = row["task_weights"] or dict.fromkeys(row["tasks"], row["weighting"])
+        for task, priority in row.get("priorities", {}).items():
+            weights = {**weights, task: f"{weights[task]} x {priority:g}"}
     else:  # of a sweep with points of its own
         weights = dict(zip(tasks, (float(key), 1 - float(key))))
     cells = [weights.get(task, "–") for task in tasks]

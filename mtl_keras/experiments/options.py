@@ -27,6 +27,7 @@ from mtl_keras.experiments.arguments import (
     parse_path,
     parse_port,
     parse_positive,
+    parse_priorities,
     parse_range,
     parse_recipe,
     parse_seed,
@@ -37,7 +38,7 @@ from mtl_keras.experiments.arguments import (
     parse_weights,
 )
 from mtl_keras.experiments.kinds import EXPORTS, KINDS
-from mtl_keras.experiments.recipes import DATASETS, TABLES
+from mtl_keras.experiments.recipes import DATASETS, TABLES, WEIGHTINGS
 from mtl_keras.instances.clustering import METHODS
 from mtl_keras.instances.decoding import LEFT_OVER, OBJECT_CLASSES, cluster_offsets
 from mtl_keras.likelihoods import LIKELIHOODS
@@ -82,13 +83,29 @@ class TrainOptions:
         lambda: tasks_of("scenes"), "comma-separated tasks to train", parse_tasks
     )
     weighting: str = option(
-        "learned", "how the losses are added up", choices=("learned", "fixed")
+        "learned",
+        "how the losses are added up; dwa: dynamic weight average; rlw: random loss "
+        "weighting; gls: geometric mean; uw-so: soft optimal uncertainty weighting; "
+        "log-sum: sum of the logarithms",
+        choices=WEIGHTINGS,
     )
     task_weights: dict = option(
         dict,
         "fixed weights, such as semantic=0.8,instance=0.05,depth=0.15, for "
         "--weighting fixed (default: equal weights that add up to 1)",
         parse_weights,
+    )
+    priorities: dict = option(
+        dict,
+        "what the whole terms of tasks are multiplied by, such as semantic=3,depth=1, "
+        "for --weighting learned (default: 1 for every task)",
+        parse_priorities,
+    )
+    temperature: float = option(
+        0.0,
+        "that of --weighting dwa or uw-so; the larger, the more alike the weights "
+        "(default: 2 for dwa, 1 for uw-so)",
+        parse_positive(float),
     )
     likelihoods: dict = option(
         lambda: {task: TASKS[task].likelihood for task in tasks_of("scenes")},

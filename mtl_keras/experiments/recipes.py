@@ -15,6 +15,7 @@ DATASETS = {
     "fashion_mnist": "small_images",
     "digits": "small_images",
 }
+WEIGHTINGS = ("learned", "fixed", "dwa", "rlw", "gls", "uw-so", "log-sum")
 SCENE_TASKS = ("semantic", "instance", "depth")  # of the paper
 SMALL_IMAGE_TASKS = ("class", "reconstruction")
 MTAN_TASKS = ("semantic", "depth")
@@ -152,6 +153,11 @@ def fixed_row(**weights: float) -> dict[str, Any]:
     return {"tasks": tuple(weights), "weighting": "fixed", "task_weights": weights}
 
 
+def other_row(weighting: str, *tasks: str) -> dict[str, Any]:
+    """Settings for one of `WEIGHTINGS` that needs no others."""
+    return {"tasks": tasks, "weighting": weighting, "task_weights": {}}
+
+
 def learned_row(*tasks: str, **settings: Any) -> dict[str, Any]:
     """Settings for learned weights."""
     return {"tasks": tasks, "weighting": "learned", "task_weights": {}, **settings}
@@ -256,6 +262,25 @@ TABLES = {
         ),
     ),
 }
+
+# Ours: other ways to weigh the losses, on the network and the data of table A.
+_ROWS_OF_A = TABLES["A"].rows
+TABLES["D"] = TABLES["A"]._replace(
+    title="Loss weightings",
+    rows={
+        **{
+            key: _ROWS_OF_A[key]
+            for key in ("semantic", "instance", "depth", "equal", "tuned", "all")
+        },
+        "all-laplace": _ROWS_OF_A["all-laplace"],
+        "priority": learned_row(*SCENE_TASKS, priorities={"semantic": 3.0}),
+        **{
+            name: other_row(name, *SCENE_TASKS)
+            for name in WEIGHTINGS
+            if name not in ("learned", "fixed")
+        },
+    },
+)
 
 # Every row can be trained by itself: train.py --recipe A/all
 RECIPES |= {

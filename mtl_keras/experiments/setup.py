@@ -22,6 +22,13 @@ from mtl_keras.serving.formats import check_format
 from mtl_keras.tasks import tasks_of
 from mtl_keras.training import MultiTaskTrainer
 from mtl_keras.weighting import FixedWeighting, UncertaintyWeighting
+from mtl_keras.weightings import (
+    DynamicWeightAverage,
+    GeometricMean,
+    LogSum,
+    RandomWeighting,
+    SoftOptimalWeighting,
+)
 
 
 def check_options(options: TrainOptions) -> None:
@@ -157,7 +164,10 @@ def plan_epochs(options: TrainOptions, num_frames: int) -> tuple[int, int]:
 
 
 def build_trainer(
-    problem: Problem, weights: str | None = None, image_size: Size | None = None
+    problem: Problem,
+    weights: str | None = None,
+    image_size: Size | None = None,
+    steps_per_epoch: int = 1,
 ) -> MultiTaskTrainer:
     """Network, losses and weighting of a run, under its dtype policy.
 
@@ -165,24 +175,43 @@ def build_trainer(
         problem: what `open_problem` returned.
         weights: initial weights of the network, see `build_network`.
         image_size: `(height, width)` of the network. Defaults to that of whole frames.
+        steps_per_epoch: int, of the training, if there is one.
     """
     options = problem.options
     keras.config.set_dtype_policy(options.precision)
     return MultiTaskTrainer(
         problem.build_network(weights, image_size),
         problem.make_losses(),
-        build_weighting(options),
+        build_weighting(options, steps_per_epoch),
         problem.make_metrics(),
         options.sigma_learning_rate_factor,
     )
 
 
-def build_weighting(options: TrainOptions) -> UncertaintyWeighting | FixedWeighting:
-    """The `UncertaintyWeighting` or `FixedWeighting` of a run.
+def build_weighting(
+    options: TrainOptions, steps_per_epoch: int = 1
+) -> keras.layers.Layer:
+    """The weighting of a run, a layer of `mtl_keras.weighting` or of
+    `mtl_keras.weightings`.
+
+    Args:
+        options: `TrainOptions`.
+        steps_per_epoch: int, training steps between two validations.
 
     Raises:
-        UserError: if the weights or likelihoods do not fit the tasks.
+        UserError: if weights, priorities or likelihoods do not fit the tasks, or
+            belong to another weighting.
     """
+    if options.priorities and options.weighting != "learned":
+        raise UserError("--priorities needs --weighting learned.")
+    if options.temperature and options.weighting not in ("dwa", "uw-so"):
+        raise UserError("--temperature needs --weighting dwa or uw-so.")
+    for task in options.priorities:
+        if task not in options.tasks:
+            raise UserError(
+                f"--priorities names {task}, but the tasks are "
+                f"{', '.join(options.tasks)}."
+            )
     if options.weighting == "fixed":
         equal = dict.fromkeys(options.tasks, 1.0 / len(options.tasks))
         weights = options.task_weights or equal
@@ -196,6 +225,8 @@ def build_weighting(options: TrainOptions) -> UncertaintyWeighting | FixedWeight
         return FixedWeighting(weights)
     if options.task_weights:
         raise UserError("--task-weights needs --weighting fixed.")
+    if options.weighting != "learned":
+        return _build_other_weighting(options, steps_per_epoch)
     missing = [task for task in options.tasks if task not in options.likelihoods]
     if missing:
         raise UserError(f"--likelihoods names no likelihood for {missing[0]}.")
@@ -205,7 +236,20 @@ def build_weighting(options: TrainOptions) -> UncertaintyWeighting | FixedWeight
     return UncertaintyWeighting(
         {task: options.likelihoods[task] for task in options.tasks},
         {task: float(np.log(v)) for task, v in zip(options.tasks, variance)},
+        priorities=options.priorities,
     )
+
+
+def _build_other_weighting(options, steps_per_epoch):
+    tasks = options.tasks
+    temperature = {"temperature": options.temperature} if options.temperature else {}
+    if options.weighting == "dwa":
+        return DynamicWeightAverage(tasks, steps_per_epoch, **temperature)
+    if options.weighting == "rlw":
+        return RandomWeighting(tasks, options.seed)
+    if options.weighting == "uw-so":
+        return SoftOptimalWeighting(tasks, **temperature)
+    return {"gls": GeometricMean, "log-sum": LogSum}[options.weighting](tasks)
 
 
 def build_optimizer(

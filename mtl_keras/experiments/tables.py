@@ -173,7 +173,7 @@ def find_published(name: str = "", pair: Sequence[str] = ()) -> dict[str, Any]:
     """
     published = _read_published()
     if name:
-        return published[name]
+        return published.get(name, {})
     sweep = published["sweeps"].get(",".join(pair))
     return {"paper": sweep} if sweep else {}
 

@@ -37,16 +37,22 @@ def plot_losses(
 def plot_weights(
     history: Sequence[Mapping[str, float]], tasks: Sequence[str], path: PathLike
 ) -> bool:
-    """Draws the noise levels and the effective loss weights over the epochs.
+    """Draws the noise levels, if there are any, and the effective loss weights over
+    the epochs.
 
     Returns whether there was anything to draw: fixed weights do not move.
     """
-    if not history or f"{tasks[0]}/sigma" not in history[0]:
-        return False
-    figure = Figure(figsize=(8.5, 3.4), layout="constrained")
-    axes = figure.subplots(1, 2)
-    epochs = [row["epoch"] + 1 for row in history]
     titles = {"sigma": "noise level $\\sigma$", "weight": "weight of the loss"}
+    titles = {
+        key: title
+        for key, title in titles.items()
+        if history and f"{tasks[0]}/{key}" in history[0]
+    }
+    if not titles:
+        return False
+    figure = Figure(figsize=(4.25 * len(titles), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(titles), squeeze=False)[0]
+    epochs = [row["epoch"] + 1 for row in history]
     for axis, (key, title) in zip(axes, titles.items()):
         for task in tasks:
             values = [row[f"{task}/{key}"] for row in history]

@@ -17,6 +17,7 @@ from mtl_keras.hints import PathLike
 from mtl_keras.tasks import METRICS, TASKS
 
 COLORS = {"fixed": "#88ccee", "learned": "#f0a070"}
+OTHER_COLOR = "#b0b0b0"
 
 
 def plot_bars(comparison: Any, path: PathLike) -> None:
@@ -45,7 +46,7 @@ def plot_bars(comparison: Any, path: PathLike) -> None:
                     place,
                     sign * (score.mean * percent - 100),
                     xerr=None if score.std is None else score.std * percent,
-                    color=COLORS[table.rows[key]["weighting"]],
+                    color=COLORS.get(table.rows[key]["weighting"], OTHER_COLOR),
                     error_kw={"elinewidth": 1, "capsize": 2},
                 )
                 axis.text(
@@ -67,10 +68,12 @@ def plot_bars(comparison: Any, path: PathLike) -> None:
         axis.hlines(places + 0.5, 0, 1.3, **grid, transform=axis.get_yaxis_transform())
         axis.set_yticks(places, keys)
         axis.spines[["top", "right", "left"]].set_visible(False)
+    has_others = any(table.rows[key]["weighting"] not in COLORS for key in keys)
     figure.legend(
-        handles=[Patch(color=COLORS[k], label=f"{k} weights") for k in COLORS],
+        handles=[Patch(color=COLORS[k], label=f"{k} weights") for k in COLORS]
+        + [Patch(color=OTHER_COLOR, label="other weightings")] * has_others,
         loc="outside lower center",
-        ncols=2,
+        ncols=3,
         frameon=False,
         fontsize=8,
     )
