@@ -1,4 +1,5 @@
-"""What the workers of `benchmarks.preparation` do; it imports nothing heavy."""
+"""Frames as large as those of Cityscapes, and what workers do with them; the module
+imports nothing heavy."""
 
 import cv2
 import numpy as np
@@ -6,6 +7,7 @@ import numpy as np
 from mtl_keras import streets
 from mtl_keras.cityscapes import IMAGE_SIZE, frame_path
 
+SCENES = 12  # that are rendered; every frame is one of them, by a hard link
 NOISE = 2.0  # standard deviation, in grey values
 
 
@@ -27,3 +29,21 @@ def decode_frame(files):
     for kind, path in files.paths.items():
         mode = cv2.IMREAD_COLOR_RGB if kind == "image" else cv2.IMREAD_UNCHANGED
         cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), mode)
+
+
+def make_tree(root, count):
+    """A tree of `count` frames, and the bytes of an image."""
+    with WorkerPool(SCENES, min_jobs=1) as pool:
+        for _ in pool.map(write_scene, [(root, index) for index in range(SCENES)]):
+            pass
+    sizes = []
+    for index in range(SCENES, count):
+        for kind in FILES:
+            first = frame_path(
+                root, "train", f"aachen_{index % SCENES:06d}_000019", kind
+            )
+            path = frame_path(root, "train", f"aachen_{index:06d}_000019", kind)
+            os.link(first, path)
+            if kind == "image":
+                sizes.append(path.stat().st_size)
+    return int(np.mean(sizes))

@@ -4,7 +4,10 @@
 
 Rendered streets at 128x256, batches of 4, with the targets of one task and of all, on
 one core and on all; beside it the seconds to the first batch in a process of its own,
-without those of importing TensorFlow, and the memory over five passes.
+without those of importing TensorFlow, and the memory over five passes. Then crops of
+512x512 pixels with all targets, at 0.7 to 2 times the size, of rendered streets of
+1024x2048 pixels in records of their size, with noise that makes their files as large as
+those of Cityscapes.
 """
 
 import argparse
@@ -13,9 +16,12 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 
+from benchmarks.frame_jobs import make_tree
 from benchmarks.tables import format_spread, make_table, write_results
+from mtl_keras.cityscapes import IMAGE_SIZE
 from mtl_keras.experiments.environment import describe
 from mtl_keras.workers import count_cores
 
@@ -23,8 +29,10 @@ TASKS = {
     "semantic": ("semantic",),
     "all tasks": ("semantic", "instance", "depth"),
 }
+CROPS = "all tasks, crops"
 BATCH_SIZE = 4
 PASS = 500  # batches of a pass over 2000 frames
+LARGE_FRAMES = 48
 ROUNDS = 5
 
 
@@ -34,29 +42,61 @@ def read(tasks, cores, data_dir):
     import tensorflow as tf  # noqa: F401  not a part of the first batch
 
     from mtl_keras.data import pipelines, records
+    from mtl_keras.data.augmentation import Augmentation
 
     started = time.perf_counter()
-    builder = records.prepare("", (128, 256), TASKS["all tasks"], data_dir)
+    settings, steps = {}, PASS
+    if tasks == CROPS:
+        builder = open_large(data_dir)
+        augmentation = Augmentation(crop=(512, 512), scales=(0.7, 2.0), jitter=0.2)
+        settings = {"augmentation": augmentation, "image_size": IMAGE_SIZE}
+        steps = LARGE_FRAMES // BATCH_SIZE
+    else:
+        builder = records.prepare("", (128, 256), TASKS["all tasks"], data_dir)
     batches = iter(
-        pipelines.make_training_dataset(builder, TASKS[tasks], "train_ids", BATCH_SIZE)
+        pipelines.make_training_dataset(
+            builder,
+            TASKS.get(tasks, TASKS["all tasks"]),
+            "train_ids",
+            BATCH_SIZE,
+            **settings,
+        )
     )
     next(batches)
     first = time.perf_counter() - started
     rates, memory = [], []
     for number in range(ROUNDS + 1):
         started = time.perf_counter()
-        for _ in range(PASS):
+        for _ in range(steps):
             next(batches)
         if number:  # the first pass decodes the records
-            rates.append(PASS * BATCH_SIZE / (time.perf_counter() - started))
+            rates.append(steps * BATCH_SIZE / (time.perf_counter() - started))
         memory.append(_resident_mib())
     print(json.dumps({"first": first, "rates": rates, "memory": memory[1:]}))
+
+
+def open_large(directory):
+    """The builder of the large frames, which are made if there are none."""
+    from mtl_keras.data import records
+
+    root = pathlib.Path(directory) / "tree"
+    if not root.exists():
+        make_tree(root, LARGE_FRAMES)
+    tasks = TASKS["all tasks"]
+    return records.prepare_cityscapes(root, None, tasks, directory, ["train"])
 
 
 def _resident_mib():
     status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
     (line,) = [line for line in status.splitlines() if line.startswith("VmRSS")]
     return int(line.split()[1]) / 1024
+
+
+def call_worker(tasks, cores, data_dir):
+    command = [sys.executable, "-m", "benchmarks.input_pipeline", "--worker"]
+    command += [tasks, str(cores), "--data-dir", str(data_dir)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(output.splitlines()[-1])
 
 
 def main():
@@ -72,25 +112,17 @@ def main():
         read(tasks, int(cores), arguments.data_dir)
         return
     rows, results = [], {}
-    for cores in dict.fromkeys((1, count_cores())):
-        for tasks in TASKS:
-            command = [sys.executable, "-m", "benchmarks.input_pipeline", "--worker"]
-            command += [tasks, str(cores), "--data-dir", arguments.data_dir]
-            output = subprocess.run(
-                command, check=True, capture_output=True, text=True
-            ).stdout
-            found = json.loads(output.splitlines()[-1])
-            results[f"{tasks}, {cores} cores"] = found
-            rows.append(
-                [
-                    tasks,
-                    str(cores),
-                    format_spread(found["rates"], 4),
-                    f"{found['first']:.2f}",
-                    f"{found['memory'][0]:.0f} to {found['memory'][-1]:.0f}",
-                ]
-            )
-            print(rows[-1], flush=True)
+    with tempfile.TemporaryDirectory() as large:
+        open_large(large)
+        for cores in dict.fromkeys((1, count_cores())):
+            for tasks in (*TASKS, CROPS):
+                data_dir = large if tasks == CROPS else arguments.data_dir
+                found = call_worker(tasks, cores, data_dir)
+                results[f"{tasks}, {cores} cores"] = found
+                memory = f"{found['memory'][0]:.0f} to {found['memory'][-1]:.0f}"
+                rates = format_spread(found["rates"], 4)
+                rows.append([tasks, str(cores), rates, f"{found['first']:.2f}", memory])
+                print(rows[-1], flush=True)
     header = ["targets", "cores", "images per second", "first batch, s"]
     table = make_table([*header, f"MiB after passes 2 to {ROUNDS + 1}"], rows)
     machine = describe(("tensorflow",))

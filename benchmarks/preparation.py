@@ -10,42 +10,19 @@ counts.
 """
 
 import argparse
-import os
 import pathlib
 import statistics
 import tempfile
 import time
 
-import numpy as np
-
-from benchmarks.frame_jobs import decode_frame, write_scene
+from benchmarks.frame_jobs import decode_frame, make_tree
 from benchmarks.tables import format_spread, make_table, write_results
-from mtl_keras.cityscapes import FILES, frame_path
 from mtl_keras.data import frames, records
 from mtl_keras.experiments.environment import describe
 from mtl_keras.workers import WorkerPool
 
-SCENES = 12  # that are rendered; every frame is one of them, by a hard link
 TASKS = ("semantic", "instance", "depth")
 SIZES = {"128x256": (128, 256), "source": None}
-
-
-def make_tree(root, count):
-    """A tree of `count` frames, and the bytes of an image."""
-    with WorkerPool(SCENES, min_jobs=1) as pool:
-        for _ in pool.map(write_scene, [(root, index) for index in range(SCENES)]):
-            pass
-    sizes = []
-    for index in range(SCENES, count):
-        for kind in FILES:
-            first = frame_path(
-                root, "train", f"aachen_{index % SCENES:06d}_000019", kind
-            )
-            path = frame_path(root, "train", f"aachen_{index:06d}_000019", kind)
-            os.link(first, path)
-            if kind == "image":
-                sizes.append(path.stat().st_size)
-    return int(np.mean(sizes))
 
 
 def decode(root):
