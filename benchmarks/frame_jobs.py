@@ -1,11 +1,14 @@
 """Frames as large as those of Cityscapes, and what workers do with them; the module
 imports nothing heavy."""
 
+import os
+
 import cv2
 import numpy as np
 
 from mtl_keras import streets
-from mtl_keras.cityscapes import IMAGE_SIZE, frame_path
+from mtl_keras.cityscapes import FILES, IMAGE_SIZE, frame_path
+from mtl_keras.workers import WorkerPool
 
 SCENES = 12  # that are rendered; every frame is one of them, by a hard link
 NOISE = 2.0  # standard deviation, in grey values
