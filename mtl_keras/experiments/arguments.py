@@ -83,7 +83,9 @@ def parse_given(
         help = field.metadata["help"].replace("%", "%%")
         if "default:" not in help:
             help += f" (default: {as_text(default)})"
-        settings = {"help": argparse.SUPPRESS if field.name in hidden else help}
+        settings: dict[str, Any] = {
+            "help": argparse.SUPPRESS if field.name in hidden else help
+        }
         if isinstance(default, bool):
             settings["action"] = argparse.BooleanOptionalAction
         else:
