@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import h5py
 import keras
@@ -8,7 +9,14 @@ import pytest
 
 from mtl_keras.commands import train
 from mtl_keras.errors import BusyError, UserError
-from mtl_keras.experiments import callbacks, evaluation, runs, schedules, setup
+from mtl_keras.experiments import (
+    callbacks,
+    checkpoints,
+    evaluation,
+    runs,
+    schedules,
+    setup,
+)
 from mtl_keras.experiments.options import EvaluateOptions, TrainOptions
 from mtl_keras.experiments.problems import open_problem
 from mtl_keras.losses import MaskedLoss
@@ -28,16 +36,19 @@ def claim(options, epochs):
         return directory
 
 
-def write_checkpoint(directory, epoch, suffix="", damaged=False):
-    last = directory / "checkpoints" / "last"
-    last.mkdir(parents=True, exist_ok=True)
-    path = last / f"latest.weights.h5{suffix}"
+def write_checkpoint(directory, epoch, name="last", damaged=False):
+    checkpoint = directory / "checkpoints" / name
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    path = checkpoint / "latest.weights.h5"
     with h5py.File(path, "w") as file:
         file["epoch"] = np.full(1000, epoch)
-    if damaged:
-        path.write_bytes(path.read_bytes()[:500])
-    metadata = last / f"training_metadata.json{suffix}"
+    metadata = checkpoint / "training_metadata.json"
     metadata.write_text(json.dumps({"epoch": epoch, "batch": 0}))
+    checkpoints.write_manifest(checkpoint)
+    if damaged:  # it still opens
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
     return path, metadata
 
 
@@ -51,7 +62,7 @@ def run(tmp_path):
     """A run directory after two of three epochs, and its options."""
     options = make_options(tmp_path / "run", epochs=3)
     directory = claim(options, 3)
-    write_checkpoint(directory, 1, ".bkp")
+    write_checkpoint(directory, 1, "before")
     write_checkpoint(directory, 2)
     return directory, options
 
@@ -152,12 +163,13 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, what, capsys):
         metadata.write_text("")
     directory = resume(run)
     assert (runs.finished_epochs(directory), checkpoint_epoch(directory)) == (1, 1)
-    assert f"{weights} is damaged" in capsys.readouterr().out
+    damaged = {"weights": weights, "metadata": metadata}[what]
+    assert f"{damaged} is damaged" in capsys.readouterr().err
 
 
 def test_two_damaged_checkpoints_are_named(run):
     write_checkpoint(run[0], 2, damaged=True)
-    write_checkpoint(run[0], 1, ".bkp", damaged=True)
+    write_checkpoint(run[0], 1, "before", damaged=True)
     with pytest.raises(UserError, match="latest.weights.h5 is damaged.*remove"):
         resume(run)
 
@@ -165,10 +177,67 @@ def test_two_damaged_checkpoints_are_named(run):
 def test_a_first_checkpoint_cut_short_does_not_count(tmp_path):
     options = make_options(tmp_path / "run", epochs=3)
     directory = claim(options, 3)
-    weights, metadata = write_checkpoint(directory, 1, damaged=True)
-    metadata.unlink()
+    write_checkpoint(directory, 1, "unfinished", damaged=True)
     resume((directory, options))
-    assert runs.finished_epochs(directory) == 0 and not weights.exists()
+    assert runs.finished_epochs(directory) == 0
+
+
+def test_a_kill_between_two_renames_leaves_the_one_before(run):
+    shutil.rmtree(run[0] / "checkpoints" / "last")
+    directory = resume(run)
+    assert (runs.finished_epochs(directory), checkpoint_epoch(directory)) == (1, 1)
+
+
+def test_unfinished_runs_of_an_earlier_version_are_refused(run):
+    (run[0] / "checkpoints" / "last" / "manifest.json").unlink()
+    with pytest.raises(UserError, match="begun by an earlier version"):
+        resume(run)
+    (run[0] / "result.json").write_text("{}")
+    assert runs.finished_epochs(resume(run)) == 2
+
+
+@pytest.mark.parametrize("killed_at", range(4))
+def test_a_checkpoint_is_whole_wherever_saving_ends(run, monkeypatch, killed_at):
+    """Before each of the four changes of names that saving comes to."""
+    directory, _ = run
+    calls = iter(range(10))
+
+    class Killed(BaseException):
+        pass
+
+    def until_killed(function):
+        def call(*args, **kwargs):
+            if next(calls) == killed_at:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    layer = keras.layers.Dense(1)
+    model = keras.Sequential([keras.Input((1,)), layer])
+    model.compile("sgd", "mse")
+    saver = checkpoints.Checkpoints(directory / "checkpoints")
+    saver.set_model(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", until_killed(shutil.rmtree))
+        rename = until_killed(type(directory).rename)
+        patch.setattr(type(directory), "rename", rename)
+        with pytest.raises(Killed):
+            saver.on_epoch_end(2)
+    last = resume(run) / "checkpoints" / "last"
+    assert checkpoints.find_damage(last) == ""
+    assert runs.finished_epochs(directory) == checkpoint_epoch(directory)
+    saver.on_epoch_end(2)
+    assert runs.finished_epochs(directory) == 3
+    assert checkpoints.find_damage(last) == ""
+
+
+def test_braces_in_the_name_of_a_run(tmp_path):
+    directory = tmp_path / "{a}-{0}-{"
+    made = callbacks.make_callbacks(directory, problem_of(tasks=("depth",)), 10)
+    (best,) = (c for c in made if isinstance(c, keras.callbacks.ModelCheckpoint))
+    expected = str(directory / "checkpoints" / "best.weights.h5")
+    assert best.filepath.format(epoch=1) == expected
 
 
 def test_count_steps():

@@ -127,7 +127,7 @@ def test_every_promised_file_exists(place):
     ):
         assert (run / name).stat().st_size > 0, name
     assert any((run / "tensorboard").rglob("events.*"))
-    assert not any((run / "checkpoints").rglob("*.bkp"))
+    assert not (run / "checkpoints" / "before").exists()
     assert "evaluate.py run" in place[1]
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mtl_keras.errors import DivergenceError
 from mtl_keras.experiments.board import StepBoard
+from mtl_keras.experiments.checkpoints import Checkpoints
 from mtl_keras.experiments.problems import Problem
 from mtl_keras.experiments.runs import find_best, finished_epochs, read_history
 from mtl_keras.experiments.schedules import PLATEAU, ResumablePlateau
@@ -127,7 +128,7 @@ def make_callbacks(
         EpochClock(directory, problem.options.batch_size),
         *plateau,  # before what logs and saves the learning rate
         keras.callbacks.ModelCheckpoint(
-            directory / "checkpoints" / "best.weights.h5",
+            _without_fields(directory / "checkpoints" / "best.weights.h5"),
             monitor=monitor,
             mode=mode,
             save_best_only=True,
@@ -138,12 +139,13 @@ def make_callbacks(
         keras.callbacks.TensorBoard(directory / "tensorboard", write_graph=False),
         StepBoard(directory, problem, num_steps),
         # The last one: what it marks as done has been logged and saved.
-        keras.callbacks.BackupAndRestore(
-            directory / "checkpoints" / "last",
-            double_checkpoint=True,
-            delete_checkpoint=False,
-        ),
+        Checkpoints(directory / "checkpoints"),
     ]
+
+
+def _without_fields(path):
+    """A path in whose name Keras finds nothing to fill in."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Run directories: what is in one, and how it is kept whole.
 
 options.json     the options of train.py
-checkpoints/     best.weights.h5, and last/ to go on from
+checkpoints/     best.weights.h5; last/ and before/ to go on from
 result.json      the scores after the last step; diverged.txt if there are none
 history.csv      losses, metrics, sigmas and weights by epoch
 epochs.csv       seconds, images per second and learning rate by epoch
@@ -19,12 +19,13 @@ import csv
 import json
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 
 import filelock
-import h5py
 
 from mtl_keras.errors import BusyError, UserError
+from mtl_keras.experiments.checkpoints import MANIFEST, METADATA, find_damage
 from mtl_keras.experiments.options import (
     STARTING_OPTIONS,
     TrainOptions,
@@ -108,30 +109,29 @@ def claim_directory(options: TrainOptions, epochs: int) -> Iterator[pathlib.Path
 
 
 def _repair_last_checkpoint(directory):
-    """Goes back an epoch if a crash damaged the last checkpoint."""
-    last = directory / "checkpoints" / "last"
-    weights, metadata = last / "latest.weights.h5", last / "training_metadata.json"
-    if not metadata.exists():  # not even the first epoch was finished
-        weights.unlink(missing_ok=True)
-    elif not _is_readable(weights, metadata):
-        backups = [path.with_name(path.name + ".bkp") for path in (weights, metadata)]
-        if not _is_readable(*backups):
-            raise UserError(
-                f"{weights} is damaged and so is its backup; remove {directory} and "
-                "train again."
-            )
-        print(f"{weights} is damaged; going on from the epoch before.")
-        for backup, path in zip(backups, (weights, metadata)):
-            shutil.copy(backup, path)
-
-
-def _is_readable(weights, metadata):
-    try:
-        json.loads(metadata.read_text(encoding="utf-8"))["epoch"]
-        h5py.File(weights).close()
-    except (OSError, ValueError, KeyError):
-        return False
-    return True
+    """Goes back an epoch if a crash or the disk damaged the last checkpoint."""
+    last, before = (directory / "checkpoints" / name for name in ("last", "before"))
+    if (last / METADATA).exists() and not (last / MANIFEST).exists():
+        if (directory / "result.json").exists():
+            return  # finished by an earlier version
+        raise UserError(
+            f"{directory} was begun by an earlier version, whose checkpoints may be "
+            "half; train it again in another directory."
+        )
+    if not last.exists() and not before.exists():
+        return  # not even the first epoch was finished
+    damage = find_damage(last)
+    if not damage:
+        return
+    if find_damage(before):
+        raise UserError(
+            f"{damage} and there is no whole one before it; remove {directory} and "
+            "train again."
+        )
+    if last.exists():
+        print(f"{damage}; going on from the epoch before.", file=sys.stderr)
+        shutil.rmtree(last)
+    before.rename(last)
 
 
 def finished_epochs(directory: pathlib.Path) -> int:
@@ -204,8 +204,8 @@ def write_result(directory: pathlib.Path) -> None:
     unfinished.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     unfinished.replace(directory / "result.json")  # whole, whenever it is there
     (directory / "diverged.txt").unlink(missing_ok=True)
-    for path in (directory / "checkpoints" / "last").glob("*.bkp"):
-        path.unlink()
+    if (directory / "checkpoints" / "last").exists():
+        shutil.rmtree(directory / "checkpoints" / "before", ignore_errors=True)
 
 
 def is_trained(directory: pathlib.Path, epochs: int) -> bool:
