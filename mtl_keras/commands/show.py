@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\n" + format_remarks(title, findings.doubtful))
     if findings.refused:
         print("\n" + format_remarks("Refused by training:", findings.refused))
-    if findings.refused and not getattr(training, "skip_bad", False):
+    if findings.refused and not training.skip_bad:
         print(
             "\nThere is no sheet, and no training, before these files are mended.",
             file=sys.stderr,
@@ -102,7 +102,7 @@ def inspect(options: TrainOptions, num_frames: int) -> Findings:
     """Looks through the files of a tree, or at `num_frames` frames of each split."""
     from tqdm import tqdm
 
-    from mtl_keras.data import frames, inspection
+    from mtl_keras.data import inspection
     from mtl_keras.workers import WorkerPool
 
     kinds = inspection.choose_kinds(options.data, options.tasks)
@@ -110,7 +110,8 @@ def inspect(options: TrainOptions, num_frames: int) -> Findings:
         inspection.inspect_frame, label_set=options.label_set, sky=options.sky
     )
     findings, listed = inspection.Findings(), {}
-    for split in frames.SPLITS:
+    used = (*options.train_split.split("+"), "train", "val", "test")
+    for split in dict.fromkeys(used):
         files, sentence = inspection.list_files(options.data, split, kinds)
         if files:
             listed[split] = files

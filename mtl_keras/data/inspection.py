@@ -18,12 +18,12 @@ from PIL import Image
 
 from mtl_keras.cityscapes import (
     DISPARITY_STEPS,
-    FILES,
     FIRST_INSTANCE_ID,
     LABELS,
     SKY_ID,
     class_index_table,
     evaluated_index_table,
+    find_folder,
     frame_path,
 )
 from mtl_keras.data import frames
@@ -235,7 +235,7 @@ def list_files(
         return frames.list_frames(root, split, kinds), ""
     except UserError as error:
         sources = find_sources(root)
-        folder, ending = FILES["image"]
+        folder, ending = find_folder("image", split)
         images = find_files(sources, f"{folder}/{split}", ending)
         found = []
         for image in sorted(images, key=lambda file: (file.parent.name, file.name)):
