@@ -216,3 +216,18 @@ def test_the_sheet_is_drawn_and_refusals_end_with_1(clean_tree, tmp_path, capsys
         show.main(command)
     assert ended.value.code == 1 and not sheet.exists()
     assert "- 1 file: " in capsys.readouterr().out
+
+
+def test_bad_frames_may_be_left_out(clean_tree, tmp_path, capsys):
+    path_of(clean_tree, "image").write_bytes(b"no picture")
+    sheet = tmp_path / "sheet.png"
+    arguments = [str(clean_tree), "--image-size", "32x64", "--shown", "2"]
+    arguments += ["--output", str(sheet), "--data-dir", str(tmp_path / "data")]
+    with pytest.raises(SystemExit) as ended:
+        show.main(arguments)
+    assert ended.value.code == 1 and not sheet.exists()
+    capsys.readouterr()
+    show.main([*arguments, "--skip-bad"])
+    shown = capsys.readouterr()
+    assert "Refused by training" in shown.out and "are left out" in shown.err
+    assert Image.open(sheet).width > 0

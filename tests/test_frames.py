@@ -482,3 +482,14 @@ def test_png_round_trip():
         decoded = cv2.imdecode(coded, cv2.IMREAD_UNCHANGED)
         decoded = decoded[..., ::-1] if array.ndim == 3 else decoded
         np.testing.assert_array_equal(decoded, array)
+
+
+def test_endings_in_capitals(own_tree):
+    expected = list_frames(own_tree, "train", frames.LABEL_KINDS)
+    for path in [*own_tree.rglob("*000001*.png")]:
+        path.rename(path.with_suffix(".PNG"))
+    found = list_frames(own_tree, "train", frames.LABEL_KINDS)
+    assert [f.frame_id for f in found] == [f.frame_id for f in expected]
+    assert {path.suffix for path in found[1].paths.values()} == {".PNG"}
+    frame, _ = read(own_tree)
+    assert set(frame) == {"image", *frames.LABEL_KINDS}

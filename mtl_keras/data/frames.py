@@ -96,7 +96,7 @@ def list_frames(
     images = find_files(sources, f"{folder}/{split}", ending)
     for image in sorted(images, key=lambda file: (file.parent.name, file.name)):
         city = image.parent.name
-        frame_id = image.name.removesuffix(ending)
+        frame_id = image.name[: -len(ending)]
         paths: dict[str, File] = {"image": image}
         absent = []
         for kind in kinds:

@@ -239,7 +239,7 @@ def list_files(
         images = find_files(sources, f"{folder}/{split}", ending)
         found = []
         for image in sorted(images, key=lambda file: (file.parent.name, file.name)):
-            frame_id = image.name.removesuffix(ending)
+            frame_id = image.name[: -len(ending)]
             paths: dict[str, File] = {"image": image}
             for kind in kinds:
                 city = image.parent.name

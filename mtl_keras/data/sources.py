@@ -113,13 +113,16 @@ def find_files(
 
 
 def locate(sources: tuple[pathlib.Path, ...], path: str) -> File | None:
-    """The file that is called `path` below a source, of the first that has it."""
+    """The file that is called `path` below a source, of the first that has it; its
+    ending may be in capitals."""
+    stem, dot, ending = path.rpartition(".")
     for source in sources:
-        if source.is_dir():
-            if is_file(source / path):
-                return source / path
-        elif path in list_members(source):
-            return Member(source, list_members(source)[path].filename)
+        for name in (path, f"{stem}{dot}{ending.upper()}"):
+            if source.is_dir():
+                if is_file(source / name):
+                    return source / name
+            elif name in list_members(source):
+                return Member(source, list_members(source)[name].filename)
     return None
 
 
@@ -230,15 +233,21 @@ def _open_stamped(archive, stamp):
 def _find_in_folder(source, folder, ending):
     for city in _list_directory(source / folder):
         for path in _list_directory(city):
-            if path.name.endswith(ending):
+            if _ends_with(path.name, ending):
                 yield path
 
 
 def _find_in_archive(source, folder, ending):
     for path, info in list_members(source).items():
         place, _, name = path.rpartition("/")
-        if name.endswith(ending) and place.rpartition("/")[0] == folder:
+        if _ends_with(name, ending) and place.rpartition("/")[0] == folder:
             yield Member(source, info.filename)
+
+
+def _ends_with(name, ending):
+    """Whether a name has an ending, whose own ending may be in capitals."""
+    stem, dot, kind = ending.rpartition(".")
+    return name.endswith((ending, f"{stem}{dot}{kind.upper()}"))
 
 
 def _list_directory(path):
