@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -11,12 +12,16 @@ import tensorflow as tf
 from conftest import TREE_IMAGE_SIZE
 from test_scripts import ROOT, fail, succeed
 
+from mtl_keras import streets
+from mtl_keras.data import pipelines, records
+from mtl_keras.data.augmentation import Augmentation
 from mtl_keras.data.batches import limit_batch
 from mtl_keras.experiments import runs, setup
 from mtl_keras.experiments.options import TrainOptions, read_options
 from mtl_keras.experiments.problems import open_problem
 from mtl_keras.experiments.runs import read_history
 
+TASKS = ("semantic", "instance", "depth")
 SIZE = "x".join(map(str, TREE_IMAGE_SIZE))
 CROPS = ("--records", "source", "--image-size", SIZE, "--crop", "32x32")
 CROPS += ("--scales", "0.7,2", "--jitter", "0.2", "--batch-size", "2", "--steps", "4")
@@ -124,3 +129,37 @@ def test_options_about_frames_of_cityscapes_need_some(tmp_path):
         assert option[0] in sentence and "--data" in sentence
     sentence = fail("train", "--recipe", "fashion", "--crop", "32x32", cwd=tmp_path)
     assert "--crop is about street scenes" in sentence
+
+
+@pytest.mark.slow
+def test_archives_at_the_size_of_cityscapes(tmp_path):
+    """Two frames in archives as they are downloaded, read in place and cropped."""
+    tree, data = tmp_path / "tree", tmp_path / "data set"
+    streets.write_cityscapes_tree(tree, {"train": 2}, (1024, 2048), progress=False)
+    data.mkdir()
+    for folder in ("leftImg8bit", "gtFine", "disparity"):
+        name = data / f"{folder}_trainvaltest.zip"
+        with zipfile.ZipFile(name, "w") as archive:
+            for path in sorted((tree / folder).rglob("*.png")):
+                archive.write(path, path.relative_to(tree))
+    arguments = ("train", TASKS, "train_ids", 2, 0, (128, 256))
+    batches = [
+        next(iter(pipelines.make_dataset(builder, *arguments)))
+        for builder in (
+            records.prepare_cityscapes(tree, (128, 256), TASKS, tmp_path),
+            records.prepare_cityscapes(data, None, TASKS, tmp_path),
+        )
+    ]
+    tf.nest.map_structure(np.testing.assert_array_equal, *batches)
+    crops = pipelines.make_training_dataset(
+        records.prepare_cityscapes(data, None, TASKS, tmp_path),
+        TASKS,
+        "train_ids",
+        2,
+        augmentation=Augmentation(crop=(512, 512), scales=(0.7, 2.0)),
+        image_size=(1024, 2048),
+    )
+    image, targets, masks = next(iter(crops))
+    assert image.shape == (2, 512, 512, 3)
+    assert targets["instance"].shape == (2, 512, 512, 2)
+    assert masks["depth"].numpy().any()
