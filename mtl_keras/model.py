@@ -301,7 +301,9 @@ def load_imagenet_weights(network: keras.Model, backbone: str) -> None:
     except Exception as error:  # Keras raises a bare Exception if offline
         raise UserError(
             f"The ImageNet weights of {backbone} could not be downloaded ({error}). "
-            "Try again with a connection, or give no weights and train from scratch."
+            "Try again with a connection, put the file that it names into "
+            "~/.keras/models, or train from scratch: --no-pretrained "
+            "(`weights=None`)."
         ) from error
     for layer in source.layers:
         if layer.weights:

@@ -341,7 +341,17 @@ class MultiTaskTrainer(keras.Model):
         super().make_test_function(force)
 
     def export(self, filepath: PathLike, *args: Any, **kwargs: Any) -> Any:
-        """Exports the network as `keras.Model.export` does, without the weighting."""
+        """Exports the network as `keras.Model.export` does, without the weighting.
+
+        Raises:
+            ValueError: for a SavedModel under PyTorch, which Keras cannot write.
+        """
+        format = args[0] if args else kwargs.get("format", "tf_saved_model")
+        if keras.backend.backend() == "torch" and format == "tf_saved_model":
+            raise ValueError(
+                "A SavedModel cannot be exported under the PyTorch backend; give "
+                "`format='onnx'`, or load the weights under KERAS_BACKEND=tensorflow."
+            )
         return self.network.export(filepath, *args, **kwargs)
 
     def compute_loss(

@@ -146,9 +146,9 @@ def make_file(path):
     "make, message",
     [
         (make_versions, "holds versions of a model.*export to .*saved_model/11"),
-        (make_foreign_model, "no export of this package"),
-        (make_notes, "no export of this package"),
-        (make_damaged_export, "no export of this package"),
+        (make_foreign_model, "is not an export of this package"),
+        (make_notes, "is not an export of this package"),
+        (make_damaged_export, "is not an export of this package"),
         (make_link, "is a link"),
         (make_dangling_link, "is a link"),
         (make_file, "is a file"),

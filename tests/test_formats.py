@@ -93,7 +93,7 @@ def test_small_networks_too(format, tmp_path):
 def test_a_network_of_mixed_precision_leaves_in_float32(
     architecture, precision, set_policy, tmp_path
 ):
-    """No tool that runs these formats has all operations in short floats."""
+    """No tool that runs these formats has all operations in 16-bit floats."""
     pair = []
     for policy in ("float32", precision):
         set_policy(policy)

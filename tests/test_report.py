@@ -165,7 +165,7 @@ def test_only_reports_are_overwritten(tmp_path):
     write_page(Page("two", "", []), tmp_path / "a.html")
     assert "<h1>two</h1>" in (tmp_path / "a.html").read_text(encoding="utf-8")
     (tmp_path / "b.html").write_text("mine")
-    with pytest.raises(UserError, match=r"b\.html is there and is not a report"):
+    with pytest.raises(UserError, match=r"b\.html exists and is not a report"):
         write_page(page, tmp_path / "b.html")
     assert (tmp_path / "b.html").read_text() == "mine"
     assert len([*tmp_path.iterdir()]) == 2
@@ -216,9 +216,9 @@ def test_other_data_are_not_compared_without_a_word(tmp_path, monkeypatch, capsy
     "arguments, sentence",
     [
         (("a", "nowhere"), "nowhere holds no finished run"),
-        (("a", "a"), "a and a have one name"),
+        (("a", "a"), "a and a have the same name"),
         (("a", "--instances"), "--instances does not go with --compare"),
-        (("a", "--report", "mine.html"), "mine.html is there and is not a report"),
+        (("a", "--report", "mine.html"), "mine.html exists and is not a report"),
         (("a", "--report", "a"), "a is a directory; name a file in it"),
         (("a", "--report", "x/y.html"), "y.html cannot be written (No such file"),
         (("a", "damaged"), "damaged/result.json is damaged"),

@@ -191,12 +191,18 @@ def describe_best(problem: Problem, directory: pathlib.Path) -> ModelFacts:
     from mtl_keras.serving import ModelFacts
 
     options = problem.options
-    changed = differing_options(TrainOptions(), options, ignored=STARTING_OPTIONS)
+    # A path says nothing to others, and may be private.
+    ignored = (*STARTING_OPTIONS, "data", "recipe")
+    changed = differing_options(TrainOptions(), options, ignored=ignored)
+    data = "Cityscapes" if options.data else problem.name
     return ModelFacts(
         label_set=options.label_set if options.dataset == "scenes" else None,
         class_names=problem.class_names,
-        training_data=f"the split train of {problem.name}",
-        settings={flag: value for flag, (_, value) in changed.items()},
+        training_data=f"the split {options.train_split} of {data}",
+        settings={
+            "--recipe": options.recipe,
+            **{flag: value for flag, (_, value) in changed.items()},
+        },
         scores=find_best_scores(directory, options.tasks),
-        scored_on=f"the split val of {problem.name}, which chose this checkpoint",
+        scored_on=f"the split val of {data}, which chose this checkpoint",
     )

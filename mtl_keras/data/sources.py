@@ -18,6 +18,12 @@ from mtl_keras.hints import PathLike
 
 FOLDERS = {COARSE_FOLDER, *(folder for folder, _ in FILES.values())}
 MAX_BYTES = 2**28  # of a member; the largest of Cityscapes has 3 MB
+METHODS = (
+    zipfile.ZIP_STORED,
+    zipfile.ZIP_DEFLATED,
+    zipfile.ZIP_BZIP2,
+    zipfile.ZIP_LZMA,
+)
 MAX_RATIO = 200  # of a member's size and that in the archive; of a PNG it is near 1
 
 
@@ -197,6 +203,8 @@ def _list_members(archive, stamp):
 def _find_fault(info):
     if info.flag_bits & 1:
         return "is encrypted"
+    if info.compress_type not in METHODS:
+        return "is compressed by a method that Python does not know"
     if info.file_size > MAX_BYTES:
         return f"claims {info.file_size / 2**20:.0f} MiB"
     if info.file_size > MAX_RATIO * max(info.compress_size, 2**12):

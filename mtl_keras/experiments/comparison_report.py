@@ -46,8 +46,8 @@ def group_runs(
         other = seen.setdefault(own, path)
         if other is not path:
             raise UserError(
-                f"{other} and {path} have one name; rename one of them, or leave it "
-                "out."
+                f"{other} and {path} have the same name; rename one of them, "
+                "or leave it out."
             )
         groups.setdefault(re.sub(r"-seed\d+$", "", own), []).append(path)
     return groups

@@ -10,7 +10,7 @@ report.html      all of this as a page
 tensorboard/     the same for TensorBoard
 constant.json    the constant predictor of the training split, and its scores
 lock             held by the process that trains
-saved_model/     exports, one directory a format: onnx/, litert/, litert_float16/
+saved_model/     exports, one directory per format: onnx/, litert/, litert_float16/
 figures/  metrics.json  table.md
 """
 

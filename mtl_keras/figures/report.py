@@ -1,6 +1,7 @@
 """A report as one page: it needs no other file and makes no request."""
 
 import base64
+import contextlib
 import dataclasses
 import importlib.resources
 import pathlib
@@ -87,20 +88,21 @@ def write_page(page: Page, path: PathLike) -> None:
     path = pathlib.Path(path)
     if path.is_dir():
         raise UserError(f"{path} is a directory; name a file in it.")
-    if path.exists():
-        with open(path, encoding="utf-8", errors="replace") as file:
-            if file.readline().rstrip() != MARK:
-                raise UserError(
-                    f"{path} is there and is not a report; move it away or choose "
-                    "another file."
-                )
     unfinished = path.with_name(f".{path.name}.part")
     try:
+        if path.exists():
+            with open(path, encoding="utf-8", errors="replace") as file:
+                if file.readline().rstrip() != MARK:
+                    raise UserError(
+                        f"{path} exists and is not a report; move it away or choose "
+                        "another file."
+                    )
         html = render_page(page)
         unfinished.write_text(html, encoding="utf-8", errors="surrogateescape")
         unfinished.replace(path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         raise UserError(
             f"{path} cannot be written ({error.strerror}); choose another place, or "
             "make room for it."

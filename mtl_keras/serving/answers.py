@@ -6,6 +6,7 @@ probabilities, not in steps of the network's pixels.
 """
 
 import collections
+import contextlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -251,7 +252,8 @@ def write_files(directory: pathlib.Path, files: Mapping[str, bytes]) -> None:
             unfinished.write_bytes(content)
             unfinished.replace(path)
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
             raise UserError(
                 f"{path} cannot be written ({error.strerror}); make room for it, or "
                 "choose another --output."

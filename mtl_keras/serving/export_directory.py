@@ -30,21 +30,21 @@ def replace_export(path: pathlib.Path, **facts: Any) -> Iterator[pathlib.Path]:
     path = path.absolute()
     kind = facts.get("format")
     check_replaceable(path, kind == SUBMISSION)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f".{path.name}-", dir=path.parent
-        ) as directory:
+    with contextlib.ExitStack() as stack:
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            directory = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent)
+            )
             new, old = pathlib.Path(directory) / "new", pathlib.Path(directory) / "old"
             new.mkdir()
-            yield new
+        yield new
+        with _writing(path):
             files = [*_list_files(new), MANIFEST]
-            (new / MANIFEST).write_text(
-                json.dumps({"files": files, **facts}), encoding="utf-8"
-            )
-            check_replaceable(
-                path, kind == SUBMISSION
-            )  # again: the export took a while
+            text = json.dumps({"files": files, **facts})
+            (new / MANIFEST).write_text(text, encoding="utf-8")
+            # Again: the export took a while.
+            check_replaceable(path, kind == SUBMISSION)
             if path.exists():
                 path.rename(old)
             try:
@@ -53,6 +53,12 @@ def replace_export(path: pathlib.Path, **facts: Any) -> Iterator[pathlib.Path]:
                 if old.exists():
                     old.rename(path)
                 raise
+
+
+@contextlib.contextmanager
+def _writing(path):
+    try:
+        yield
     except OSError as error:
         raise _not_written(path, error.strerror or error) from error
 
@@ -65,7 +71,7 @@ def _not_written(path, reason):
 
 
 def read_manifest(path: pathlib.Path) -> dict[str, Any]:
-    """What an export says about itself; empty if it is none of this package."""
+    """What an export says about itself; empty if it is not one of this package's."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         return manifest if {*manifest["files"]} else {}
@@ -90,7 +96,7 @@ def check_replaceable(path: pathlib.Path, by_submission: bool = False) -> None:
     manifest = read_manifest(path)
     if not manifest:
         raise UserError(
-            f"{path} is there and no export of this package; remove it or export "
+            f"{path} exists and is not an export of this package; remove it or export "
             "elsewhere."
         )
     if (manifest.get("format") == SUBMISSION) != by_submission:

@@ -24,7 +24,7 @@ class Format:
     Attributes:
         title: str.
         write: function of the serving model, a directory and `ModelFacts`.
-        in_float32: bool, whether what runs it lacks operations in short floats.
+        in_float32: bool, whether what runs it lacks operations in 16-bit floats.
         usage: str, how it is loaded and called, Markdown.
         packages: names of the packages that writing it takes, and the extra of this
             package that installs them.

@@ -87,7 +87,9 @@ def _list_settings(facts):
     if not facts.settings:
         return ""
     lines = [f"- {name}: {value}" for name, value in facts.settings.items()]
-    return "\n\n" + "\n".join(lines)
+    return "\n\nSettings, where they are not the defaults of train.py:\n\n" + "\n".join(
+        lines
+    )
 
 
 def _list_classes(facts):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import keras
 import numpy as np
 
+from mtl_keras.cityscapes import LABEL_SETS
 from mtl_keras.data.frames import resize_smoothly
 from mtl_keras.errors import UserError
 from mtl_keras.hints import PathLike, Size
@@ -85,9 +86,17 @@ def load_saved_model(path: PathLike) -> ServedModel:
         raise UserError(
             f"{path} cannot be served ({reason}); export the model again."
         ) from error
-    if depth != 3 or spec.dtype != tf.uint8:
-        raise UserError(f"{path} does not take RGB pictures of 8 bits.")
+    if depth != 3 or spec.dtype != tf.uint8 or None in (height, width):
+        raise UserError(
+            f"{path} does not take RGB pictures of 8 bits and of one size; name a "
+            "SavedModel that train.py or `export` has written."
+        )
     label_set = read_manifest(path).get("label_set")
+    if label_set is not None and label_set not in LABEL_SETS:
+        raise UserError(
+            f"{path} has the classes {label_set!r}, which this version does not know; "
+            "export the model again."
+        )
     if "semantic" in outputs and label_set is None:
         raise UserError(
             f"{path} does not say what its classes are; export the model again, with "
