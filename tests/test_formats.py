@@ -140,6 +140,7 @@ def test_an_export_has_a_model_card(network, tmp_path):
         "| `semantic` | (batch, 32, 64, 19) | float32 |",
         "| 13 | car | 26 |",
         "the split train of streets",
+        "Settings, where they are not the defaults of train.py:",
         "- --epochs: 7",
         "On the split val of streets.",
         "| mIoU % | 37.5 |",

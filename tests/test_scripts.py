@@ -289,6 +289,7 @@ def test_other_formats_are_exported_later(place, street_tree):
     best = find_best_scores(place[0] / "run", ("semantic", "instance", "depth"))
     assert f"| mIoU % | {100 * best['semantic/miou']:.4g} |" in card
     assert "- --image-size: (32, 64)" in card and "| 13 | car | 26 |" in card
+    assert "the split train of Cityscapes" in card and str(street_tree) not in card
 
 
 def test_a_run_of_one_task_with_fixed_weights(place, street_tree):

@@ -152,6 +152,13 @@ def encrypt(archive):
     archive.write_bytes(content)
 
 
+def compress_otherwise(archive):
+    """Deflate64, which Windows uses for large files, in the directory of the archive."""
+    content = bytearray(archive.read_bytes())
+    content[content.index(b"PK\1\2") + 10] = 9
+    archive.write_bytes(content)
+
+
 def cut(archive):
     archive.write_bytes(archive.read_bytes()[:-200])
 
@@ -168,6 +175,7 @@ def replace(archive):
         (lead_to_another_drive, "which leads out of it"),
         (inflate, "claims 4 MiB of"),
         (encrypt, "is encrypted"),
+        (compress_otherwise, "compressed by a method that Python does not know"),
         (cut, "is not a whole zip archive.*download it again"),
         (replace, "is not a whole zip archive.*download it again"),
     ],

@@ -973,6 +973,14 @@ def test_double_precision():
         keras.config.set_floatx(before)
 
 
+@only_on("torch", "Keras writes a SavedModel on other backends")
+def test_a_saved_model_cannot_be_exported_under_pytorch(tmp_path):
+    trainer = build_trainer()
+    with pytest.raises(ValueError, match="SavedModel.*PyTorch.*format='onnx'"):
+        trainer.export(tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
 @tensorflow_only
 def test_export_of_a_trainer_is_that_of_its_network(tmp_path):
     import tensorflow as tf
