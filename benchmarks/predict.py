@@ -20,7 +20,7 @@ from mtl_keras.commands import predict
 from mtl_keras.experiments.environment import describe
 from mtl_keras.experiments.options import PredictOptions
 from mtl_keras.png import encode_png
-from mtl_keras.serving.pictures import read_picture
+from mtl_keras.serving.pictures import name_answers, read_picture
 from mtl_keras.streets import render_scene, scene_seed
 from mtl_keras.workers import count_cores
 
@@ -49,14 +49,15 @@ def measure(run, count, rounds, only, place):
     for i, path in enumerate(inputs):
         scene = render_scene(scene_seed(0, "val", i), SIZE)
         path.write_bytes(encode_png(scene["image"]))
+    stems = name_answers(inputs)
     options = PredictOptions(output=str(place / "out"), only=only, overwrite=True)
     model, camera_of = predict.open_model(run, options)
     pathlib.Path(options.output).mkdir()
-    predict.predict_all(options, model, camera_of, inputs)  # traces the network
+    predict.predict_all(options, model, camera_of, stems)  # traces the network
     times = {"predict": [], "files alone": []}
     for _ in range(rounds):
         started = time.perf_counter()
-        predict.predict_all(options, model, camera_of, inputs)
+        predict.predict_all(options, model, camera_of, stems)
         times["predict"].append(time.perf_counter() - started)
         written = sorted(pathlib.Path(options.output).iterdir())
         times["files alone"].append(time_files(inputs, written))

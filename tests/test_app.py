@@ -167,7 +167,7 @@ def test_sliders_are_those_of_the_method():
 def test_a_file_that_is_no_picture_is_explained(scene, tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"hello")
-    with pytest.raises(UserError, match="^a.png is not a picture; choose another.$"):
+    with pytest.raises(UserError, match="^a.png is not a picture.$"):
         viewer.take_look(KnowingModel(scene), no_camera, path)
 
 
@@ -401,7 +401,7 @@ def test_a_picture_is_dropped_and_sliders_are_moved(
                 "text => !document.body.innerText.includes(text)", arg="128 x 64"
             )
             drop(seen, tmp_path / "b.png")
-            wait_for(seen, "b.png is not a picture; choose another.")
+            wait_for(seen, "b.png is not a picture.")
             assert seen.get_by_text("Error", exact=True).count() == 1
             check(seen, address)
     finally:

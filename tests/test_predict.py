@@ -104,7 +104,7 @@ def test_other_modes_become_rgb(tmp_path):
 def test_what_is_not_a_picture_is_named(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"a\.png is empty; leave it out"):
+    with pytest.raises(UserError, match=r"a\.png is empty\.$"):
         pictures.read_picture(path)
     path.write_bytes(b"hello")
     with pytest.raises(UserError, match=r"a\.png is not a picture"):
@@ -131,9 +131,14 @@ def test_names_stand_for_files(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no picture"):
         pictures.find_pictures([str(tmp_path / "empty")])
-    (tmp_path / "b.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match="would write the same files"):
-        pictures.find_pictures([str(tmp_path)])
+    sentence = "Passed over in the given folders: 1 folder and 1 other file."
+    assert pictures.describe_passed_over([str(tmp_path)] * 2) == sentence
+    assert pictures.describe_passed_over([str(p) for p in expected]) == ""
+
+
+def test_files_of_one_stem_keep_their_endings():
+    paths = [Path("x/a.png"), Path("x/A.jpg"), Path("y/b.png")]
+    assert [*pictures.name_answers(paths).values()] == ["a.png", "A.jpg", "b"]
 
 
 # From outputs to answers.
@@ -259,8 +264,10 @@ def test_a_folder_becomes_answers(run, street, tmp_path, capsys):
     (folder / "c.png").write_bytes(b"hello")
     assert call(run, folder, "--output", output, "--batch-size", 2) == 1
     said = capsys.readouterr()
-    assert "c.png is not a picture; leave it out" in said.err
-    assert "2 of 3 pictures are in" in said.out
+    assert "Left out: " in said.err and "c.png is not a picture.\n" in said.err
+    assert f"The model is {run}." in said.out
+    assert f"2 pictures predicted to {output}, " in said.out
+    assert "per second; 1 left out." in said.out
     endings = (".json", ".png", "_disparity.png", "_instanceIds.png", "_labelIds.png")
     written = {path.name for path in output.iterdir()}
     assert written == {name + ending for name in "ab" for ending in endings}
@@ -287,9 +294,53 @@ def test_nothing_is_overwritten_without_a_word(run, street, tmp_path, capsys):
     assert call(*arguments, "--overwrite") == 0
     assert {path: path.read_bytes() for path in output.iterdir()} == before
     assert call(run, picture, "--output", tmp_path, "--overwrite") == 2
-    assert "a.png is an input" in capsys.readouterr().err
+    assert "a.png is in" in capsys.readouterr().err
     assert call(run, picture, "--output", picture) == 2
     assert "is not a directory" in capsys.readouterr().err
+
+
+def test_two_pictures_of_one_stem_are_both_written(run, street, tmp_path, capsys):
+    folder, output = tmp_path / "in", tmp_path / "out"
+    (folder / "more").mkdir(parents=True)
+    for name in ("a.png", "a.jpg", "b.png", "more/b.png"):
+        Image.fromarray(street).save(folder / name)
+    arguments = (run, folder, "--output", output, "--only", "json")
+    assert call(*arguments) == 0
+    assert "Passed over in the given folders: 1 folder." in capsys.readouterr().err
+    written = {path.name for path in output.iterdir()}
+    assert written == {"a.png.json", "a.jpg.json", "b.json"}
+    two = (folder / "b.png", folder / "more" / "b.png")
+    assert call(run, *two, "--output", tmp_path / "other") == 2
+    assert "would both be written to" in capsys.readouterr().err
+    # The answer to one picture has the name of the other's.
+    Image.fromarray(street).save(folder / "b_labelIds.png")
+    assert call(run, folder, "--output", tmp_path / "other") == 2
+    assert "would both be written to" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_answers_are_not_mixed_with_inputs(run, street, tmp_path, capsys):
+    Image.fromarray(street).save(tmp_path / "a.jpg")
+    assert call(run, tmp_path, "--output", tmp_path) == 2
+    assert "where answers would mix with inputs" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
+
+
+@pytest.mark.parametrize("name", ["onnx/model.onnx", "onnx", "litert/model.tflite"])
+def test_other_models_are_not_taken_for_pictures(tmp_path, capsys, name):
+    for file in ("onnx/model.onnx", "litert/model.tflite"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_bytes(b"x")
+    assert call(tmp_path / name, "a.png") == 2
+    assert "is a file of a model; only a run of train.py" in capsys.readouterr().err
+
+
+def test_the_first_argument_is_the_model_or_a_picture(run, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no runs/dmeo; the first argument is the mod"):
+        predict.split_inputs(["runs/dmeo", "a.png"])
 
 
 @pytest.mark.parametrize(
@@ -395,5 +446,5 @@ def test_the_script_starts(run, street, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "1 of 1 pictures are in predictions" in done.stdout
+    assert "1 picture predicted to predictions, " in done.stdout
     assert [p.name for p in (tmp_path / "predictions").iterdir()] == ["a.json"]

@@ -13,11 +13,12 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
+import glob
 import itertools
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mtl_keras.cityscapes import CAMERA, IMAGE_SIZE
@@ -43,6 +44,8 @@ if TYPE_CHECKING:  # what takes seconds to import waits until the options are re
     from mtl_keras.serving.models import ServedModel
     from mtl_keras.serving.videos import Video
 
+# Files of models that cannot be used here; they stand alone or in a folder.
+OTHER_MODELS = (".onnx", ".tflite", ".keras", ".h5", ".pb")
 WHEN_INTERRUPTED = "Start again with the pictures that are left, or with --overwrite."
 
 
@@ -59,6 +62,8 @@ def split_inputs(inputs: Sequence[str]) -> tuple[pathlib.Path, list[str]]:
     """The model and the pictures that the arguments name."""
     names = list(inputs)
     model = pathlib.Path(DEFAULT_MODEL)
+    for name in names:
+        check_is_no_other_model(pathlib.Path(name))
     if names and is_model(pathlib.Path(names[0])):
         model = pathlib.Path(names.pop(0))
     elif not is_model(model):
@@ -67,9 +72,28 @@ def split_inputs(inputs: Sequence[str]) -> tuple[pathlib.Path, list[str]]:
             f"run or a SavedModel, nor is there a run in {model}; train one with "
             "train.py first."
         )
+    elif names and not pathlib.Path(names[0]).exists() and not glob.glob(names[0]):
+        raise UserError(
+            f"There is no {names[0]}; the first argument is the model, a run of "
+            "train.py or a SavedModel, or else a picture, a folder or a pattern."
+        )
     if not names:
         raise UserError("There is nothing to predict; name pictures or their folder.")
     return model, names
+
+
+def check_is_no_other_model(path: pathlib.Path) -> None:
+    """Raises `UserError` for a model that is neither a run nor a SavedModel, and for
+    the folder of one."""
+    files = [path]
+    if path.is_dir() and not is_model(path):
+        files = [path / "model.onnx", path / "model.tflite"]
+    for file in files:
+        if file.suffix.lower() in OTHER_MODELS and file.is_file():
+            raise UserError(
+                f"{file} is a file of a model; only a run of train.py or the folder "
+                "of a SavedModel can be used here, so name one of these."
+            )
 
 
 def is_model(path: pathlib.Path) -> bool:
@@ -82,12 +106,20 @@ def predict(
 ) -> None:
     """Predicts pictures; exit status 1 if some of them could not be read."""
     from mtl_keras.serving import videos
-    from mtl_keras.serving.pictures import find_pictures
+    from mtl_keras.serving.pictures import (
+        describe_passed_over,
+        find_pictures,
+        name_answers,
+    )
 
     paths = find_pictures(names)
     directory = pathlib.Path(options.output)
+    stems = name_answers(paths)
     is_video = {path: path.suffix.lower() in videos.SUFFIXES for path in paths}
-    check_output(directory, is_video, options)
+    check_output(directory, stems, is_video, options)
+    print(f"The model is {model_path}.")
+    if note := describe_passed_over(names):
+        print(f"{note} Name folders and videos to predict them.", file=sys.stderr)
     model, camera_of = open_model(model_path, options)
     check_tasks(model, options.only)
     batch_size = options.batch_size or limit_batch(8, model.image_size)
@@ -96,18 +128,21 @@ def predict(
     num_written = 0
     if pictures := [path for path in paths if not is_video[path]]:
         started = time.perf_counter()
-        num_written = predict_all(options, model, camera_of, pictures)
+        all_stems = {path: stems[path] for path in pictures}
+        num_written = predict_all(options, model, camera_of, all_stems)
         rate = num_written / (time.perf_counter() - started)
+        left_out = len(pictures) - num_written
         print(
-            f"{num_written} of {len(pictures)} pictures are in {directory}; "
-            f"{rate:.3g} per second."
+            f"{num_written} {'picture' if num_written == 1 else 'pictures'} predicted "
+            f"to {directory}, {rate:.3g} per second"
+            + (f"; {left_out} left out." if left_out else ".")
         )
     for path in [path for path in paths if is_video[path]]:
         try:
-            predict_video(options, model, camera_of, videos.Video(path))
+            predict_video(options, model, camera_of, videos.Video(path), stems[path])
             num_written += 1
         except UserError as error:
-            print(f"left out: {error}", file=sys.stderr)
+            print(f"Left out: {error}", file=sys.stderr)
     if num_written < len(paths):
         sys.exit(1)
 
@@ -116,9 +151,15 @@ def predict_all(
     options: PredictOptions,
     model: ServedModel,
     camera_of: Callable[[np.ndarray], StereoCamera | None],
-    paths: Sequence[pathlib.Path],
+    stems: Mapping[pathlib.Path, str],
 ) -> int:
     """Reads, predicts and writes, all three at the same time.
+
+    Args:
+        options: `PredictOptions`.
+        model: `ServedModel`.
+        camera_of: as `open_model` returns it.
+        stems: the pictures, and what the names of their files begin with.
 
     Returns:
         The number of pictures that could be read.
@@ -128,20 +169,22 @@ def predict_all(
     num_written = 0
     with (
         concurrent.futures.ThreadPoolExecutor(count_cores()) as pool,
-        tqdm(total=len(paths), unit="picture", desc="predict") as bar,
+        tqdm(total=len(stems), unit="picture", desc="predict") as bar,
     ):
         writing: collections.deque[concurrent.futures.Future] = collections.deque()
-        for batch in read_batches(pool, paths, options.batch_size):
+        for batch in read_batches(pool, [*stems], options.batch_size):
             for _, problem in batch:
                 if isinstance(problem, UserError):
-                    bar.write(f"left out: {problem}", file=sys.stderr)
+                    bar.write(f"Left out: {problem}", file=sys.stderr)
                     bar.update()
             batch = [item for item in batch if not isinstance(item[1], UserError)]
             num_written += len(batch)
             all_outputs = model.predict([picture for _, picture in batch])
             for (path, picture), outputs in zip(batch, all_outputs):
-                job = (path, picture, outputs, model.label_set, camera_of(picture))
-                writing.append(pool.submit(write_answer, options, *job))
+                job = (picture, outputs, model.label_set, camera_of(picture))
+                writing.append(
+                    pool.submit(write_answer, options, path, stems[path], *job)
+                )
             while len(writing) > 2 * options.batch_size:
                 writing.popleft().result()
                 bar.update()
@@ -156,8 +199,10 @@ def predict_video(
     model: ServedModel,
     camera_of: Callable[[np.ndarray], StereoCamera | None],
     video: Video,
+    stem: str,
 ) -> None:
-    """Writes a video of the pictures to look at, at the rate of the given one."""
+    """Writes a video `stem.mp4` of the pictures to look at, at the rate of the given
+    one."""
     from tqdm import tqdm
 
     from mtl_keras.serving import videos
@@ -176,7 +221,7 @@ def predict_video(
                 yield from pool.map(draw, batch, all_outputs, cameras)
                 bar.update(len(batch))
 
-        target = pathlib.Path(options.output) / f"{video.path.stem}.mp4"
+        target = pathlib.Path(options.output) / f"{stem}.mp4"
         videos.write_video(target, draw_all(), video.rate)
     print(f"{target} is written.")
 
@@ -240,22 +285,36 @@ def check_tasks(model: ServedModel, kinds: Sequence[str]) -> None:
 
 
 def check_output(
-    directory: pathlib.Path, is_video: dict[pathlib.Path, bool], options: PredictOptions
+    directory: pathlib.Path,
+    stems: Mapping[pathlib.Path, str],
+    is_video: Mapping[pathlib.Path, bool],
+    options: PredictOptions,
 ) -> None:
     """Raises `UserError` if something would be overwritten without `--overwrite`, if
-    an input would be, or if `--only` leaves out the pictures that a video is made of.
-    """
+    answers would be written beside the inputs, or two to one file, or if `--only`
+    leaves out the pictures that a video is made of."""
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is not a directory; choose another --output.")
     kinds = options.only or tuple(KINDS)
     endings = [KINDS[kind].ending for kind in kinds]
-    for path in is_video:
+    sources: dict[str, pathlib.Path] = {}
+    for path, stem in stems.items():
         if is_video[path] and "picture" not in kinds:
             raise UserError(f"{path} becomes a video; --only has to name picture.")
+        # The next time they would be taken for inputs.
+        if directory.resolve() in (path.parent.resolve(), path.resolve().parent):
+            raise UserError(
+                f"The input {path} is in {directory}, where answers would mix with "
+                "inputs; choose another --output."
+            )
         for ending in [".mp4"] if is_video[path] else endings:
-            target = directory / f"{path.stem}{ending}"
-            if target.exists() and target.resolve() == path.resolve():
-                raise UserError(f"{target} is an input; choose another --output.")
+            target = directory / f"{stem}{ending}"
+            other = sources.setdefault(target.name.lower(), path)
+            if other != path:
+                raise UserError(
+                    f"{other} and {path} would both be written to {target}; predict "
+                    "them one by one, each into an --output of its own."
+                )
             if target.exists() and not options.overwrite:
                 raise UserError(
                     f"{target} exists; choose another --output, or give --overwrite."
@@ -290,12 +349,13 @@ def read_batches(
 def write_answer(
     options: PredictOptions,
     path: pathlib.Path,
+    stem: str,
     picture: np.ndarray,
     outputs: dict[str, np.ndarray],
     label_set: str,
     camera: StereoCamera | None,
 ) -> None:
-    """Turns the outputs for a picture into its files, and writes them."""
+    """Turns the outputs for a picture into its files `stem...`, and writes them."""
     from mtl_keras.figures.panel import draw_panel
     from mtl_keras.png import encode_png
     from mtl_keras.serving import answers
@@ -322,7 +382,7 @@ def write_answer(
         files["picture"] = encode_png(panel)
     answers.write_files(
         pathlib.Path(options.output),
-        {f"{path.stem}{KINDS[kind].ending}": files[kind] for kind in files},
+        {f"{stem}{KINDS[kind].ending}": files[kind] for kind in files},
     )
 
 

@@ -67,7 +67,7 @@ def take_look(
         picture = read_picture(path)
     except UserError as error:
         sentence = str(error).replace(str(path), path.name)
-        raise UserError(sentence.replace("leave it out", "choose another")) from error
+        raise UserError(sentence) from error
     (outputs,) = model.predict([picture])
     folder = pathlib.Path(tempfile.mkdtemp(dir=path.parent))
     camera = camera_of(picture)

@@ -1,8 +1,9 @@
 """Pictures as people have them: files of many kinds, found and read as RGB."""
 
+import collections
 import glob
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -25,31 +26,50 @@ def find_pictures(names: Sequence[str]) -> list[pathlib.Path]:
         List of paths, in the order of the names and sorted within each.
 
     Raises:
-        UserError: for a name that stands for nothing, and for two pictures whose
-            answers would have the same name.
+        UserError: for a name that stands for nothing.
     """
     found: dict[pathlib.Path, None] = {}
     for name in names:
         found |= dict.fromkeys(_find(name))
-    stems: dict[str, pathlib.Path] = {}
-    for path in found:
-        other = stems.setdefault(path.stem.lower(), path)
-        if other != path:
-            raise UserError(
-                f"{other} and {path} would write the same files; predict them one by "
-                "one, each into an --output of its own."
-            )
     return [*found]
+
+
+def name_answers(paths: Iterable[pathlib.Path]) -> dict[pathlib.Path, str]:
+    """What the names of the answers to each file begin with: its name without the
+    ending, or with it where another file has the same one."""
+    paths = [*paths]
+    counts = collections.Counter(path.stem.lower() for path in paths)
+    return {
+        path: path.stem if counts[path.stem.lower()] == 1 else path.name
+        for path in paths
+    }
+
+
+def describe_passed_over(names: Sequence[str]) -> str:
+    """A sentence on what `find_pictures` does not take of the directories in `names`:
+    directories in them, and files that are not pictures; empty if there is nothing."""
+    folders = files = 0
+    for path in map(pathlib.Path, dict.fromkeys(names)):
+        for child in path.iterdir() if path.is_dir() else ():
+            if child.name[0] != "." and not _is_picture(child):
+                folders, files = folders + child.is_dir(), files + (not child.is_dir())
+    counts = [(folders, "folder", "folders"), (files, "other file", "other files")]
+    parts = [f"{n} {one if n == 1 else many}" for n, one, many in counts if n]
+    if not parts:
+        return ""
+    return f"Passed over in the given folders: {' and '.join(parts)}."
+
+
+def _is_picture(path):
+    """Whether a path in a directory is taken for a picture, by its name."""
+    is_named_so = path.suffix.lower() in SUFFIXES and path.name[0] != "."
+    return is_named_so and not path.is_dir()
 
 
 def _find(name):
     path = pathlib.Path(name)
     if path.is_dir():
-        pictures = sorted(
-            child
-            for child in path.iterdir()
-            if child.suffix.lower() in SUFFIXES and child.name[0] != "."
-        )
+        pictures = sorted(filter(_is_picture, path.iterdir()))
         if not pictures:
             raise UserError(f"{path} holds no picture ({', '.join(SUFFIXES)}).")
         return pictures
@@ -84,10 +104,10 @@ def read_picture(path: PathLike) -> np.ndarray:
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         size = pathlib.Path(path).stat().st_size
         reason = "is not a picture" if size else "is empty"
-        raise UserError(f"{path} {reason}; leave it out.") from error
+        raise UserError(f"{path} {reason}.") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         reason = str(getattr(error, "strerror", None) or error)
-        raise UserError(f"{path} cannot be read ({reason}); leave it out.") from error
+        raise UserError(f"{path} cannot be read ({reason}).") from error
 
 
 def _to_rgb(picture):

@@ -31,9 +31,7 @@ class Video:
         self.num_frames = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
         capture.release()
         if not is_readable:
-            raise UserError(
-                f"{path} is not a video that OpenCV can read; leave it out."
-            )
+            raise UserError(f"{path} is not a video that OpenCV can read.")
 
     def __iter__(self) -> Iterator[np.ndarray]:
         capture = cv2.VideoCapture(str(self.path))
