@@ -446,3 +446,13 @@ def test_mistakes_about_tables_are_explained(digits):
     assert "--data: the path is empty" in message
     message = fail("evaluate", "C/all-seed0", "--instances", cwd=place)
     assert "--instances is about street scenes" in message
+
+
+def test_a_last_step_that_spoils_the_weights_is_told(tmp_path):
+    options = ("--recipe", "fashion", "--dataset", "digits", "--steps", "1")
+    options += ("--train-frames", "64", "--optimizer", "sgd", "--output", "run")
+    status, _, errors = call("train", *options, "--learning-rate", "1e30", cwd=tmp_path)
+    assert status == 2 and "Traceback" not in errors
+    assert "error: The loss of run became infinite or NaN" in errors
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert not (tmp_path / "run" / "history.csv").exists()

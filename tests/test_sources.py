@@ -153,7 +153,7 @@ def encrypt(archive):
 
 
 def compress_otherwise(archive):
-    """Deflate64, which Windows uses for large files, in the directory of the archive."""
+    """Says Deflate64, which Windows uses for large files, in the directory."""
     content = bytearray(archive.read_bytes())
     content[content.index(b"PK\1\2") + 10] = 9
     archive.write_bytes(content)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 from tqdm import tqdm
 
 from mtl_keras.errors import DivergenceError
@@ -106,6 +107,16 @@ class EpochClock(keras.callbacks.Callback):
             writer.writerow(row)
 
 
+class CheckLosses(keras.callbacks.Callback):
+    """Ends a run whose last step has spoilt the weights: `TerminateOnNaN` sees losses
+    as they are before a step. It has to come before what logs and saves an epoch."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        for name in ("loss", "val_loss"):
+            if logs and not np.isfinite(logs.get(name, 0.0)):
+                raise RuntimeError(f"NaN or Inf loss in epoch {epoch + 1}: {name}")
+
+
 def make_callbacks(
     directory: pathlib.Path, problem: Problem, num_steps: int
 ) -> list[keras.callbacks.Callback]:
@@ -124,6 +135,7 @@ def make_callbacks(
     return [
         keras.callbacks.TerminateOnNaN(raise_error=True),
         *([WholeFrameValidation(problem)] if problem.has_crops else []),
+        CheckLosses(),
         ProgressReport(num_steps),
         EpochClock(directory, problem.options.batch_size),
         *plateau,  # before what logs and saves the learning rate
