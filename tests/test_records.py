@@ -429,7 +429,7 @@ def make_coarse(tree):
             path.rename(path.with_name(path.name.replace("gtFine", "gtCoarse")))
 
 
-def test_frames_with_coarse_labels(own_tree, street_tree, tmp_path):
+def test_frames_with_coarse_labels(own_tree, street_tree, tmp_path, monkeypatch):
     make_coarse(own_tree)
     assert [*prepare(own_tree, tmp_path).info.splits] == ["val", "test"]
     extra = prepare(own_tree, tmp_path, splits=("train_extra",))
@@ -442,6 +442,12 @@ def test_frames_with_coarse_labels(own_tree, street_tree, tmp_path):
         both, "train+train_extra", ("depth",), "train_ids", 8
     )
     assert len(next(iter(batches))[0]) == 8
+    for budget in (pipelines.CACHE_BYTES, 0):
+        monkeypatch.setattr(pipelines, "CACHE_BYTES", budget)
+        batches = pipelines.make_training_dataset(
+            both, ("depth",), "train_ids", 8, split="train+train_extra"
+        )
+        assert len(next(iter(batches))[0]) == 8
     (own_tree / "gtCoarse").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="put gtCoarse.zip beside"):
         prepare(own_tree, tmp_path, splits=("train_extra",))

@@ -42,7 +42,9 @@ def make_training_dataset(
 
     The frames of a batch, and how they are varied, follow from the seed and the number
     of the step, so that a run that goes on at `first_step` sees what it would have
-    seen, without reading what came before.
+    seen. Frames that fit in memory are drawn by index. Others are read from all files
+    side by side and shuffled a part at a time, in an order that follows from
+    TensorFlow's global seed, too; what a pass held before `first_step` is read again.
 
     Args:
         builder: a prepared builder of `records`.
@@ -221,8 +223,9 @@ class _Frames:
             return self._shuffle_in_memory(seed, first)
         # A part at a time, read from all files side by side, as frames that follow one
         # another are of one city.
-        size = self.builder.info.splits[self.split].num_bytes // self.total
-        buffer_size = max(SHUFFLE_BYTES // size, 1)
+        splits = self.builder.info.splits  # a sum of splits does not know its bytes
+        num_bytes = sum(splits[name].num_bytes for name in self.split.split("+"))
+        buffer_size = max(SHUFFLE_BYTES * self.total // num_bytes, 1)
 
         records = self._read(side_by_side=True)
 
@@ -302,9 +305,11 @@ class _Frames:
         for name in self.maps:
             feature = self.features[name]
             decoded[name] = feature.decode_example(record[name])
+        if self.is_resized:
+            decoded = resize_record(decoded, self.image_size)
         if self.builder.builder_config.sky == "masked":
             decoded["sky_is_masked"] = True  # `_encode_depth` looks for the key
-        return resize_record(decoded, self.image_size) if self.is_resized else decoded
+        return decoded
 
 
 def is_taken_evenly(index: Any, count: int, total: int) -> Any:

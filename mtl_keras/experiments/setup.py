@@ -69,6 +69,13 @@ def _check_data(options):
             raise UserError(
                 f"{flag_of(name)} is about frames of Cityscapes; name them with --data."
             )
+    if is_array_folder(options.data):
+        for name in ("records", "train_split", "skip_bad"):
+            if getattr(options, name) != getattr(defaults, name):
+                raise UserError(
+                    f"{flag_of(name)} is about frames of Cityscapes, and --data names "
+                    "MTAN's arrays; leave it out."
+                )
     for name in ("crop", "scales", "jitter"):
         changed = getattr(options, name) != getattr(defaults, name)
         if changed and options.dataset != "scenes":
@@ -84,6 +91,11 @@ def check_evaluation(options: EvaluateOptions, trained: TrainOptions) -> None:
         raise UserError(
             f"--data names a Cityscapes tree, but {options.run} is a run on "
             f"{trained.dataset}; leave it out."
+        )
+    if is_array_folder(options.data) and trained.records != "resized":
+        raise UserError(
+            f"{options.run} was trained with --records source, and --data names MTAN's "
+            "arrays, which have no other size; evaluate it on a Cityscapes tree."
         )
     if options.report != type(options)().report:
         raise UserError("--report is where --compare writes; add --compare RUN RUN.")
