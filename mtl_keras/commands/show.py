@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\n" + format_remarks("Refused by training:", findings.refused))
     if findings.refused and not training.skip_bad:
         print(
-            "\nThere is no sheet, and no training, before these files are mended.",
+            "\nThere is no sheet, and no training, until these files are fixed.",
             file=sys.stderr,
         )
         sys.exit(1)
