@@ -13,20 +13,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mtl_keras.cityscapes import color_table
+from mtl_keras.data.batches import Batch
 from mtl_keras.experiments import runs, setup
-from mtl_keras.experiments.evaluation import Batch
 from mtl_keras.experiments.options import TrainOptions, read_options
 from mtl_keras.experiments.problems import open_problem
-from mtl_keras.figures.maps import (
-    NOT_VALID,
-    Row,
-    color_depth,
-    color_offsets,
-    find_valid,
-    largest_shown,
-)
+from mtl_keras.figures.maps import Row, paint_prediction, paint_truth
+from mtl_keras.figures.painters import PAINTERS
 
+TASKS = ("semantic", "instance", "depth")
 TITLES = ("semantics", "votes for object centres", "disparity")
 WIDTH = 960  # of the picture, in pixels
 TITLE_HEIGHT = 24
@@ -49,31 +43,12 @@ def load_rows(directory, frames):
 
 def paint(rows, label_set):
     """Yields two lines of three maps for each row, the network's and the truth."""
-    colors = color_table(label_set)
-    scales = {
-        task: largest_shown([row.targets[task][row.masks[task] > 0] for row in rows])
-        for task in ("instance", "depth")
-    }
+    unused = Figure().subplots()  # for the legends, which the README tells
+    paints = {task: PAINTERS[task](rows, label_set, unused) for task in TASKS}
     for row in rows:
-        classes = row.predictions["semantic"].argmax(-1)
-        predicted = {task: find_valid(row, task, label_set) for task in row.predictions}
-        lines = (
-            ("network", {**row.predictions, "semantic": classes}, predicted),
-            ("truth", row.targets, row.masks),
-        )
-        for name, maps, masks in lines:
-            painted = {
-                "semantic": colors[maps["semantic"]],
-                "instance": color_offsets(maps["instance"], scales["instance"]),
-                "depth": color_depth(maps["depth"], scales["depth"]),
-            }
-            yield (
-                name,
-                [
-                    np.where(masks[task][..., None] > 0, picture, NOT_VALID)
-                    for task, picture in painted.items()
-                ],
-            )
+        for name, paint_row in (("network", paint_prediction), ("truth", paint_truth)):
+            maps = [paint_row(row, task, label_set, paints[task]) for task in TASKS]
+            yield name, maps
 
 
 def draw(rows, label_set, path):

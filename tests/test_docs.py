@@ -115,3 +115,8 @@ def test_options_exist(document):
 def test_modules_exist(document):
     for module in MODULE.findall(read(document)):
         assert importlib.util.find_spec(module), module
+
+
+@pytest.mark.parametrize("name", ["draw_scenes", "build_api"])
+def test_scripts_of_the_documents_can_be_imported(name):
+    assert importlib.import_module(f"docs.{name}").__doc__

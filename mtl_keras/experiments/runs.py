@@ -111,7 +111,8 @@ def claim_directory(options: TrainOptions, epochs: int) -> Iterator[pathlib.Path
 def _repair_last_checkpoint(directory):
     """Goes back an epoch if a crash or the disk damaged the last checkpoint."""
     last, before = (directory / "checkpoints" / name for name in ("last", "before"))
-    if (last / METADATA).exists() and not (last / MANIFEST).exists():
+    is_former = (last / METADATA).exists() and not (last / MANIFEST).exists()
+    if is_former and not before.exists():
         if (directory / "result.json").exists():
             return  # finished by an earlier version
         raise UserError(
