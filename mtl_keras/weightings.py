@@ -367,8 +367,8 @@ class GeometricMean(_Weighting):
 class LogSum(_Weighting):
     """The sum of the logarithms of the task losses, also called scale invariant.
 
-    The weight of a task is `1 / loss`: what `UncertaintyWeighting` tends to, but for the
-    constant c, without the way there. The total may be negative. A loss below 1e-7
+    The weight of a task is `1 / loss`: what `UncertaintyWeighting` tends to, but for
+    the constant c, without the way there. The total may be negative. A loss below 1e-7
     counts as 1e-7 and gets no gradient.
 
     Args:
