@@ -381,5 +381,5 @@ def test_a_failed_download_is_explained(monkeypatch):
 
     monkeypatch.setattr(keras.applications, "ResNet50", offline)
     monkeypatch.setitem(BACKBONES, "resnet50", Backbone((1, 1, 1, 1), 4, 4, 4))
-    with pytest.raises(UserError, match="resnet50.*not known.*give no weights"):
+    with pytest.raises(UserError, match="resnet50.*not known.*--no-pretrained"):
         build_small(backbone="resnet50", weights="imagenet")

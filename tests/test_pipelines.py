@@ -213,6 +213,18 @@ def place(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("place")
+def test_the_global_seed_changes_nothing(builder):
+    expected = train_batches(builder, seed=3)
+    for seed in (1, 2):
+        keras.utils.set_random_seed(seed)  # as train.py does
+        assert_equal(train_batches(builder, seed=3), expected)
+    before = tf.random.uniform([])
+    keras.utils.set_random_seed(2)
+    train_batches(builder, seed=3)
+    assert tf.random.uniform([]) == before  # nor is it changed
+
+
+@pytest.mark.usefixtures("place")
 def test_same_seed_same_batches(builder):
     first, again, other = (train_batches(builder, seed=seed) for seed in (3, 3, 4))
     assert_equal(first, again)

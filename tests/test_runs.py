@@ -190,6 +190,7 @@ def test_a_kill_between_two_renames_leaves_the_one_before(run):
 
 def test_unfinished_runs_of_an_earlier_version_are_refused(run):
     (run[0] / "checkpoints" / "last" / "manifest.json").unlink()
+    shutil.rmtree(run[0] / "checkpoints" / "before", ignore_errors=True)
     with pytest.raises(UserError, match="begun by an earlier version"):
         resume(run)
     (run[0] / "result.json").write_text("{}")

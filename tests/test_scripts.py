@@ -455,4 +455,4 @@ def test_a_last_step_that_spoils_the_weights_is_told(tmp_path):
     assert status == 2 and "Traceback" not in errors
     assert "error: The loss of run became infinite or NaN" in errors
     assert not (tmp_path / "run" / "result.json").exists()
-    assert not (tmp_path / "run" / "history.csv").exists()
+    assert read_history(tmp_path / "run") == []

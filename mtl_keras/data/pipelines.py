@@ -43,8 +43,8 @@ def make_training_dataset(
     The frames of a batch, and how they are varied, follow from the seed and the number
     of the step, so that a run that goes on at `first_step` sees what it would have
     seen. Frames that fit in memory are drawn by index. Others are read from all files
-    side by side and shuffled a part at a time, in an order that follows from
-    TensorFlow's global seed, too; what a pass held before `first_step` is read again.
+    side by side and shuffled a part at a time; what a pass held before `first_step` is
+    read again.
 
     Args:
         builder: a prepared builder of `records`.
@@ -230,6 +230,8 @@ class _Frames:
         records = self._read(side_by_side=True)
 
         def read_pass(number):
+            # Of this function alone: with the global seed, `shuffle` takes no tensor.
+            tf.random.set_seed(None)
             order = tf.random.stateless_uniform(
                 [],
                 tf.stack([seed, -1 - number]),  # apart from those of the frames

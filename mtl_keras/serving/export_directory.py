@@ -38,7 +38,8 @@ def replace_export(path: pathlib.Path, **facts: Any) -> Iterator[pathlib.Path]:
             )
             new, old = pathlib.Path(directory) / "new", pathlib.Path(directory) / "old"
             new.mkdir()
-        yield new
+        with _writing(path, new):
+            yield new
         with _writing(path):
             files = [*_list_files(new), MANIFEST]
             text = json.dumps({"files": files, **facts})
@@ -56,10 +57,15 @@ def replace_export(path: pathlib.Path, **facts: Any) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def _writing(path):
+def _writing(path, directory=None):
+    """Turns errors of writing `path` into sentences; those of files outside
+    `directory`, if it is given, have other reasons."""
     try:
         yield
     except OSError as error:
+        name = error.filename
+        if directory and name and not str(name).startswith(str(directory)):
+            raise
         raise _not_written(path, error.strerror or error) from error
 
 
