@@ -53,8 +53,12 @@ def make_ramp_frame(size=SIZE):
     }
 
 
-def encode(frame):
-    return pipelines.encode_record(make_record(frame), ALL, "train_ids")
+def encode_record(record):
+    return pipelines.encode_record(record, ALL, "train_ids")
+
+
+def encode(frame, mirrored=False):
+    return encode_record(augmentation.flip(make_record(frame), tf.constant(mirrored)))
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -62,8 +66,8 @@ def encode(frame):
 def test_everything_agrees_to_a_tenth_of_a_pixel(scale, top, left, mirrored):
     """The image says for each pixel where in the frame it comes from."""
     frame = make_ramp_frame()
-    element = augmentation.crop(encode(frame), (32, 48), scale, top, left, 0.5)
-    image, targets, masks = augmentation.flip(element, tf.constant(mirrored))
+    element = encode(frame, mirrored)
+    image, targets, masks = augmentation.crop(element, (32, 48), scale, top, left, 0.5)
     assert image.shape == (32, 48, 3) and image.dtype == tf.uint8
     inside = masks["semantic"].numpy() > 0
     assert inside.all()
@@ -118,12 +122,11 @@ def test_a_checkerboard_keeps_its_fields():
         "image": np.repeat(light[..., None], 3, axis=-1).astype(np.uint8) * 255,
         "semantic": np.where(light, CAR, ROAD).astype(np.uint8),
     }
-    element = encode(frame)
-    for scale, top, left in CROPS:
-        for flipped in (False, True):
-            image, targets, _ = augmentation.flip(
-                augmentation.crop(element, (32, 48), scale, top, left, 0.5),
-                tf.constant(flipped),
+    for mirrored in (False, True):
+        element = encode(frame, mirrored)
+        for scale, top, left in CROPS:
+            image, targets, _ = augmentation.crop(
+                element, (32, 48), scale, top, left, 0.5
             )
             grey = image.numpy()[..., 0].astype(float) / 255
             classes = targets["semantic"].numpy() == 13
@@ -185,27 +188,29 @@ def test_colours():
 
 
 def test_augmentation_follows_its_seed():
-    element = encode(make_ramp_frame())
+    record = make_record(make_ramp_frame())
     varied = Augmentation(crop=(32, 48), scales=(0.7, 2.0), jitter=0.4)
 
     def draw(seed):
-        return tf.nest.flatten(varied.apply(element, varied.draw([seed, 5])))
+        element = varied.apply(record, encode_record, varied.draw([seed, 5]))
+        return tf.nest.flatten(element)
 
     for one, two in zip(draw(1), draw(1)):
         np.testing.assert_array_equal(one, two)
     images = {draw(seed)[0].numpy().tobytes() for seed in range(8)}
     assert len(images) == 8
-    still = Augmentation(flip=False).apply(element, varied.draw([1, 5]))
-    for one, two in zip(tf.nest.flatten(still), tf.nest.flatten(element)):
+    still = Augmentation(flip=False).apply(record, encode_record, varied.draw([1, 5]))
+    for one, two in zip(tf.nest.flatten(still), tf.nest.flatten(encode_record(record))):
         np.testing.assert_array_equal(one, two)
 
 
 def test_scales_and_places_fill_their_range():
-    element = encode(make_ramp_frame())
+    record = make_record(make_ramp_frame())
     varied = Augmentation(crop=(16, 16), scales=(0.7, 2.0), flip=False)
     scales, tops = [], []
     for seed in range(200):
-        image = varied.apply(element, varied.draw([seed, 0]))[0].numpy().astype(float)
+        image, _, _ = varied.apply(record, encode_record, varied.draw([seed, 0]))
+        image = image.numpy().astype(float)
         line = image[2:14].mean(axis=1)[:, 0] / SLOPES[0]
         scales.append(1 / np.polyfit(np.arange(2, 14), line, 1)[0])
         tops.append(image[0, 0, 2])
@@ -216,16 +221,28 @@ def test_scales_and_places_fill_their_range():
 
 def test_augmentation_compiles():
     element = encode(make_ramp_frame())
-    varied = Augmentation(crop=(32, 48), scales=(0.7, 2.0), jitter=0.4)
-    compiled = tf.function(varied.apply, jit_compile=True)
+    varied = Augmentation(flip=False, crop=(32, 48), scales=(0.7, 2.0), jitter=0.4)
+
+    def vary(element, draws):
+        return varied.apply(element, lambda encoded: encoded, draws)
+
     draws = varied.draw([3, 5])
-    expected = varied.apply(element, draws)
-    found = compiled(element, draws)
+    expected = vary(element, draws)
+    found = tf.function(vary, jit_compile=True)(element, draws)
     for one, two in zip(tf.nest.flatten(found), tf.nest.flatten(expected)):
         assert one.shape == two.shape
         difference = np.abs(np.float64(one) - np.float64(two))
         # XLA rounds otherwise; a grey value, or a pixel halfway between two.
         assert (difference > 1.01).mean() < 0.01
+
+
+def test_flips_compile():
+    record = make_record(make_ramp_frame())
+    flip = tf.function(augmentation.flip, jit_compile=True)
+    for condition in (False, True):
+        found = flip(record, tf.constant(condition))
+        expected = augmentation.flip(record, tf.constant(condition))
+        tf.nest.map_structure(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize(

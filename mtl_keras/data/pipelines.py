@@ -64,9 +64,12 @@ def make_training_dataset(
     """
     frames = _Frames(builder, split, tasks, num_frames, image_size)
 
+    def encode(record):
+        return encode_record(record, tasks, label_set, frames.sky)
+
     def vary(number, record):
-        element = encode_record(record, tasks, label_set)
-        return augmentation.apply(element, augmentation.draw(tf.stack([seed, number])))
+        draws = augmentation.draw(tf.stack([seed, number]))
+        return augmentation.apply(record, encode, draws)
 
     return without_autotuning(
         frames.shuffle(seed, first_step * batch_size)
@@ -93,7 +96,7 @@ def make_dataset(
     return without_autotuning(
         frames.in_order()
         .map(
-            lambda record: encode_record(record, tasks, label_set),
+            lambda record: encode_record(record, tasks, label_set, frames.sky),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
         .batch(batch_size)
@@ -120,7 +123,10 @@ def load_instance_ids(
 
 
 def encode_record(
-    record: Mapping[str, tf.Tensor], tasks: Sequence[str], label_set: str
+    record: Mapping[str, tf.Tensor],
+    tasks: Sequence[str],
+    label_set: str,
+    sky: str = "zero",
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
     """Turns one record into network input, targets and masks.
 
@@ -128,6 +134,8 @@ def encode_record(
         record: dict of tensors, the features of the builder.
         tasks: the tasks to encode.
         label_set: str, a key of `cityscapes.LABEL_SETS`.
+        sky: str. `"zero"`: pixels of the sky have a disparity of 0, as it is infinitely
+            far away. `"masked"`: the mask holds pixels with a measured one alone.
 
     Returns:
         `image`, `(H, W, 3)` uint8; `targets` by task: `semantic` `(H, W)` int32
@@ -137,13 +145,13 @@ def encode_record(
     """
     targets, masks = {}, {}
     for task in tasks:
-        target, mask = ENCODERS[task](record, label_set)
+        target, mask = ENCODERS[task](record, label_set, sky)
         targets[task] = target
         masks[task] = tf.cast(mask, tf.float32)
     return record["image"], targets, masks
 
 
-def _encode_semantic(record, label_set):
+def _encode_semantic(record, label_set, sky):
     ids = tf.cast(record["semantic"][..., 0], tf.int32)
     index = class_index_table(label_set)
     counts = (index >= 0) & (evaluated_index_table(label_set)[index] >= 0)
@@ -153,7 +161,7 @@ def _encode_semantic(record, label_set):
     return coded // 2, coded % 2 > 0
 
 
-def _encode_instance(record, label_set):
+def _encode_instance(record, label_set, sky):
     """`instances.encode_offsets` in TensorFlow's operations, to the last digit."""
     ids = tf.cast(record["instance"][..., 0], tf.int32)
     mask = (ids >= FIRST_INSTANCE_ID) & (ids != NO_LABEL)
@@ -168,22 +176,21 @@ def _encode_instance(record, label_set):
     return tf.ensure_shape(offsets, (*ids.shape, 2)), mask
 
 
-def _encode_depth(record, label_set):
+def _encode_depth(record, label_set, sky):
     coded = tf.cast(record["disparity"], tf.float32)
     scale = tf.shape(coded)[1] / record["source_width"]
     disparity = decode_disparity(coded) * tf.cast(scale, tf.float32)
     disparity = tf.where(coded > 0, disparity, 0.0)
     mask = coded[..., 0] > 0
-    if "semantic" in record and "sky_is_masked" not in record:
-        # The sky is infinitely far away: disparity 0, and valid.
-        sky = record["semantic"] == SKY_ID
-        disparity = tf.where(sky, 0.0, disparity)
-        mask |= sky[..., 0]
+    if "semantic" in record and sky == "zero":
+        is_sky = record["semantic"] == SKY_ID
+        disparity = tf.where(is_sky, 0.0, disparity)
+        mask |= is_sky[..., 0]
     return disparity, mask
 
 
-# An encoder turns a record, given the name of a label set, into a target and its mask
-# `(H, W)`, which is true where the target is valid.
+# An encoder turns a record, given the arguments of `encode_record`, into a target and
+# its mask `(H, W)`, which is true where the target is valid.
 ENCODERS = {
     "semantic": _encode_semantic,
     "instance": _encode_instance,
@@ -200,6 +207,7 @@ class _Frames:
 
     def __init__(self, builder, split, tasks, num_frames, image_size, also=("image",)):
         self.features = builder.info.features
+        self.sky = builder.builder_config.sky
         self.image_size = image_size or builder.builder_config.image_size
         self.is_resized = self.image_size != builder.builder_config.image_size
         total = builder.info.splits[split].num_examples
@@ -309,8 +317,6 @@ class _Frames:
             decoded[name] = feature.decode_example(record[name])
         if self.is_resized:
             decoded = resize_record(decoded, self.image_size)
-        if self.builder.builder_config.sky == "masked":
-            decoded["sky_is_masked"] = True  # `_encode_depth` looks for the key
         return decoded
 
 
