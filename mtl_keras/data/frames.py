@@ -268,13 +268,24 @@ def _find_fault(image, content, kind):
     if getattr(image, "n_frames", 1) > 1:
         return f"must be one picture, but holds {image.n_frames}; {advice}"
     # Of a PNG, Pillow decodes all pixels to look for it.
-    has_exif = image.format != "PNG" or b"eXIf" in content
+    has_exif = image.format != "PNG" or _has_chunk(content, b"eXIf")
     if has_exif and image.getexif().get(EXIF_ORIENTATION, 1) != 1:
         return (
             "has an EXIF orientation, by which viewers turn it against its labels; "
             "turn its pixels as they ought to be and remove the tag"
         )
     return ""
+
+
+def _has_chunk(png, name):
+    """Whether the bytes of a PNG whose checksums hold have a chunk of a name."""
+    place = 8  # after the signature
+    while place < len(png):
+        if png[place + 4 : place + 8] == name:
+            return True
+        length = int.from_bytes(png[place : place + 4])
+        place += 12 + length  # the length, the name and the checksum
+    return False
 
 
 @functools.cache
@@ -292,11 +303,13 @@ def _unknown_ids(kind):
 
 
 def _check_ids(path, ids, kind):
-    # By ranges, since a table of all values takes longer to look up than to decode.
+    # By ranges, since a table of all values takes longer to look up than to decode;
+    # those above the largest id need no look at all.
+    largest = ids.max()
     wrong = [
         ids[found]
         for first, length in _unknown_ids(kind)
-        if (found := ids - ids.dtype.type(first) < length).any()
+        if first <= largest and (found := ids - ids.dtype.type(first) < length).any()
     ]
     wrong = np.concatenate(wrong) if wrong else ids[:0]
     if not wrong.size:
