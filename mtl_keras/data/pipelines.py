@@ -158,7 +158,7 @@ def _encode_semantic(record, label_set, sky):
     # Both in one table, since looking up is what takes time here.
     table = 2 * np.maximum(index, 0) + counts
     coded = tf.gather(table.astype(np.int32), ids)
-    return coded // 2, coded % 2 > 0
+    return tf.bitwise.right_shift(coded, 1), tf.bitwise.bitwise_and(coded, 1) > 0
 
 
 def _encode_instance(record, label_set, sky):
