@@ -120,3 +120,11 @@ def test_modules_exist(document):
 @pytest.mark.parametrize("name", ["draw_scenes", "build_api"])
 def test_scripts_of_the_documents_can_be_imported(name):
     assert importlib.import_module(f"docs.{name}").__doc__
+
+
+def test_the_first_program_of_the_library_learns():
+    text = (ROOT / "docs" / "LIBRARY.md").read_text(encoding="utf-8")
+    program = text.split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(program, names)  # noqa: S102
+    assert names["weighting"].sigmas()["age"] < 0.5
