@@ -291,6 +291,10 @@ def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch):
     environment.write_environment(tmp_path)
     found = json.loads((tmp_path / "environment.json").read_text())
     assert found == {**first, "resumed_with": [{"cpu": "an abacus"}]}
+    environment.write_environment(tmp_path)  # as the last time
+    assert json.loads((tmp_path / "environment.json").read_text()) == found
+    (section,) = reports._show_environment(tmp_path)
+    assert section.tables[0].rows[-1] == ["then cpu", "an abacus"]
     (tmp_path / "environment.json").write_text("{")  # damaged: made again
     environment.write_environment(tmp_path)
     found = json.loads((tmp_path / "environment.json").read_text())

@@ -4,8 +4,10 @@ This module imports nothing heavy.
 """
 
 import datetime
+import functools
 import importlib.metadata
 import json
+import operator
 import os
 import pathlib
 import platform
@@ -43,11 +45,13 @@ def write_environment(directory: pathlib.Path) -> None:
     found["devices"] = ", ".join(keras.distribution.list_devices())
     path = directory / "environment.json"
     if first := _read(path):
+        resumed = first.get("resumed_with", [])
+        last = functools.reduce(operator.or_, resumed, first)
         same = ("cpu", "packages", "devices")
-        changed = {k: found[k] for k in same if found[k] != first.get(k)}
+        changed = {key: found[key] for key in same if found[key] != last.get(key)}
         if not changed:
             return
-        found = {**first, "resumed_with": [*first.get("resumed_with", []), changed]}
+        found = {**first, "resumed_with": [*resumed, changed]}
     unfinished = directory / "environment.json.part"
     unfinished.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     unfinished.replace(path)

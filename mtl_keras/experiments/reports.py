@@ -230,7 +230,16 @@ def _show_timings(clock):
 def _show_environment(directory):
     found = _read_json(directory / "environment.json")
     if found:
-        packages = found.pop("packages", {})
-        rows = [[key, as_text(value)] for key, value in (found | packages).items()]
+        resumed = found.pop("resumed_with", [])
+        rows = _show_values(found)
+        for change in resumed:
+            rows += [[f"then {key}", value] for key, value in _show_values(change)]
         table = Table("Environment", ["what", "found"], rows)
         yield Section("Environment", "", [table])
+
+
+def _show_values(environment):
+    """Rows of what `environment.describe` found, with a row for each package."""
+    packages = environment.get("packages", {})
+    values = {key: environment[key] for key in environment if key != "packages"}
+    return [[key, as_text(value)] for key, value in (values | packages).items()]
