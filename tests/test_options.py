@@ -132,6 +132,10 @@ def test_values_are_read(argv, name, value):
         ["--dataset", "mnist"],
         ["--train-frames", "0"],
         ["--precision", "float8"],
+        ["--scales", "2,1"],
+        ["--scales", "0.01,1"],
+        ["--scales", "1,11"],
+        ["--jitter", "2"],
     ],
 )
 def test_wrong_values_are_named(argv, capsys):

@@ -214,3 +214,25 @@ def test_what_is_not_there_is_named(tmp_path):
     (tmp_path / "empty.zip").write_bytes(buffer.getvalue())
     with pytest.raises(UserError, match="has no folder leftImg8bit; put leftImg8bit_"):
         frames.list_frames(tmp_path / "empty.zip", "train", ())
+
+
+def test_what_holds_nothing_of_cityscapes_is_refused_among_others(own_tree, tmp_path):
+    other = tmp_path / "arrays"
+    (other / "train" / "image").mkdir(parents=True)
+    with pytest.raises(UserError, match="arrays holds none of the folders"):
+        sources.find_sources(f"{own_tree},{other}")
+    assert sources.find_sources(str(other)) == (other,)
+
+
+def test_two_frames_of_one_name_are_refused_unless_alike(own_tree, tmp_path):
+    copy = shutil.copytree(own_tree, tmp_path / "copy")
+    expected = frames_of(own_tree)
+    assert_alike(frames_of(f"{own_tree},{copy}"), expected)
+    for folder in ("gtFine", "leftImg8bit"):
+        path = sorted((copy / folder / "train").rglob("*.png"))[0]
+        content = path.read_bytes()
+        path.write_bytes(content + b"\0")
+        with pytest.raises(UserError, match="are not the same; leave one of them"):
+            frames_of(f"{own_tree},{copy}")
+        path.write_bytes(content)
+    assert_alike(frames_of(f"{own_tree},{copy}"), expected)

@@ -76,27 +76,33 @@ def find_sources(data: PathLike) -> tuple[pathlib.Path, ...]:
             an archive of any name, or several of them with commas between.
 
     Raises:
-        UserError: if one of them does not exist.
+        UserError: if one of them does not exist, or one of several holds nothing that
+            is called as in Cityscapes.
     """
     names = [data] if pathlib.Path(data).exists() else str(data).split(",")
-    sources: list[pathlib.Path] = []
-    for name in names:
-        path = pathlib.Path(name).resolve()
+    paths = {pathlib.Path(name).resolve(): name for name in names}
+    for path, name in paths.items():
         if not path.exists():
             raise UserError(
                 f"There is no directory or archive {name}; name the folder that holds "
                 "the data set."
             )
+    sources: list[pathlib.Path] = []
+    for path, name in paths.items():
+        found = [path]
         if path.is_dir():
-            archives = sorted(
+            found += sorted(
                 child
                 for child in _list_directory(path)
                 if child.suffix.lower() == ".zip"
                 and child.name.startswith(tuple(FOLDERS))
             )
-            sources += [path, *archives]
-        else:
-            sources.append(path)
+        if len(paths) > 1 and not any(has_folder((*found,), f) for f in FOLDERS):
+            raise UserError(
+                f"{name} holds none of the folders {', '.join(sorted(FOLDERS))}; leave "
+                "it out of --data, or name it alone if it is other data."
+            )
+        sources += found
     return tuple(dict.fromkeys(sources))
 
 
@@ -107,29 +113,51 @@ def find_files(
     leaves a file `._NAME`, which is not an image, beside every NAME of an archive.
 
     Of files with one city and name, that of the first source is taken.
+
+    Raises:
+        UserError: if two such files are not of one size.
     """
-    seen = set()
+    seen: dict[tuple[str, str], File] = {}
     for source in sources:
         found = _find_in_folder if source.is_dir() else _find_in_archive
         for file in found(source, folder, ending):
-            place = file.parent.name, file.name
-            if place not in seen:
-                seen.add(place)
+            first = seen.setdefault((file.parent.name, file.name), file)
+            if first is file:
                 yield file
+            else:
+                _check_same(first, file)
 
 
 def locate(sources: tuple[pathlib.Path, ...], path: str) -> File | None:
     """The file that is called `path` below a source, of the first that has it; its
-    ending may be in capitals."""
+    ending may be in capitals.
+
+    Raises:
+        UserError: if another source has a file of that name and another size.
+    """
+    found = [file for source in sources if (file := _locate(source, path))]
+    for file in found[1:]:
+        _check_same(found[0], file)
+    return found[0] if found else None
+
+
+def _locate(source, path):
     stem, dot, ending = path.rpartition(".")
-    for source in sources:
-        for name in (path, f"{stem}{dot}{ending.upper()}"):
-            if source.is_dir():
-                if is_file(source / name):
-                    return source / name
-            elif name in list_members(source):
-                return Member(source, list_members(source)[name].filename)
+    for name in (path, f"{stem}{dot}{ending.upper()}"):
+        if source.is_dir():
+            if is_file(source / name):
+                return source / name
+        elif name in list_members(source):
+            return Member(source, list_members(source)[name].filename)
     return None
+
+
+def _check_same(first, second):
+    """Raises `UserError` for two files of one name and another size."""
+    if _num_bytes(first) != _num_bytes(second):
+        raise UserError(
+            f"{first} and {second} are not the same; leave one of them out of --data."
+        )
 
 
 def fingerprint(file: File) -> str:
@@ -139,6 +167,15 @@ def fingerprint(file: File) -> str:
         return f"{info.file_size} {info.CRC}"
     stat = file.stat()
     return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def _num_bytes(file):
+    if isinstance(file, Member):
+        return _open(file.archive).getinfo(file.path).file_size
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise unreadable(file, error) from error
 
 
 def has_folder(sources: tuple[pathlib.Path, ...], folder: str) -> bool:

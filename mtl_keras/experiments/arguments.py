@@ -226,6 +226,16 @@ def parse_range(text: str) -> tuple[float, float]:
     return ends[0], ends[-1]
 
 
+def parse_scales(text: str) -> tuple[float, float]:
+    """A range of the scales of training frames, from 0.1 to 10."""
+    low, high = parse_range(text)
+    if low < 0.1 or high > 10:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a range of scales: choose both ends from 0.1 to 10"
+        )
+    return low, high
+
+
 def _parse_pairs(text):
     for pair in text.split(","):
         task, equals, value = pair.partition("=")

@@ -30,6 +30,7 @@ from mtl_keras.experiments.arguments import (
     parse_priorities,
     parse_range,
     parse_recipe,
+    parse_scales,
     parse_seed,
     parse_share,
     parse_size,
@@ -201,7 +202,7 @@ class TrainOptions:
     scales: tuple = option(
         (1.0, 1.0),
         "LOW,HIGH: range that the scale of a training frame is drawn from",
-        parse_range,
+        parse_scales,
     )
     jitter: float = option(
         0.0,

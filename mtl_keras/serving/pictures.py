@@ -71,7 +71,9 @@ def _find(name):
     if path.is_dir():
         pictures = sorted(filter(_is_picture, path.iterdir()))
         if not pictures:
-            raise UserError(f"{path} holds no picture ({', '.join(SUFFIXES)}).")
+            folders = any(child.is_dir() for child in path.iterdir())
+            hint = " itself; name the folders in it" if folders else ""
+            raise UserError(f"{path} holds no picture ({', '.join(SUFFIXES)}){hint}.")
         return pictures
     if path.exists():
         return [path]
