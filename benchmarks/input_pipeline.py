@@ -111,6 +111,9 @@ def main():
         tasks, cores = arguments.worker
         read(tasks, int(cores), arguments.data_dir)
         return
+    from mtl_keras.data import records
+
+    records.prepare("", (128, 256), TASKS["all tasks"], arguments.data_dir)
     rows, results = [], {}
     with tempfile.TemporaryDirectory() as large:
         open_large(large)

@@ -40,7 +40,7 @@ def measure(work, count, *arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, default=120)
+    parser.add_argument("--frames", type=int, default=360)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--output", type=pathlib.Path, default=pathlib.Path("benchmarks/results")

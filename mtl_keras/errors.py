@@ -11,3 +11,15 @@ class DivergenceError(UserError):
 
 class BusyError(UserError):
     """Another process is working on the same run."""
+
+
+class StoppedError(KeyboardInterrupt):
+    """A training was asked to stop, and what it has done is kept.
+
+    Attributes:
+        status: int, the exit status of the process.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status

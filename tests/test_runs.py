@@ -217,7 +217,7 @@ def test_a_checkpoint_is_whole_wherever_saving_ends(run, monkeypatch, killed_at)
     layer = keras.layers.Dense(1)
     model = keras.Sequential([keras.Input((1,)), layer])
     model.compile("sgd", "mse")
-    saver = checkpoints.Checkpoints(directory / "checkpoints")
+    saver = checkpoints.Checkpoints(directory / "checkpoints", 1)
     saver.set_model(model)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", until_killed(shutil.rmtree))
@@ -235,9 +235,9 @@ def test_a_checkpoint_is_whole_wherever_saving_ends(run, monkeypatch, killed_at)
 
 def test_braces_in_the_name_of_a_run(tmp_path):
     directory = tmp_path / "{a}-{0}-{"
-    made = callbacks.make_callbacks(directory, problem_of(tasks=("depth",)), 10)
+    made = callbacks.make_callbacks(directory, problem_of(tasks=("depth",)), 5, 2)
     (best,) = (c for c in made if isinstance(c, keras.callbacks.ModelCheckpoint))
-    expected = str(directory / "checkpoints" / "best.weights.h5")
+    expected = str(directory / "checkpoints" / "unfinished-best.weights.h5")
     assert best.filepath.format(epoch=1) == expected
 
 
@@ -472,7 +472,7 @@ def test_the_best_so_far_outlives_a_restart(run):
         (checkpoint,) = (
             callback
             for callback in callbacks.make_callbacks(
-                directory, problem_of(tasks=tasks), 10
+                directory, problem_of(tasks=tasks), 5, 2
             )
             if isinstance(callback, keras.callbacks.ModelCheckpoint)
         )
@@ -582,7 +582,7 @@ def test_the_plateau_is_that_of_oxford():
 def test_other_schedules_have_no_plateau(tmp_path):
     for schedule in ("constant", "poly", "cosine"):
         problem = problem_of(tasks=("depth",), schedule=schedule)
-        made = callbacks.make_callbacks(tmp_path, problem, 10)
+        made = callbacks.make_callbacks(tmp_path, problem, 5, 2)
         assert not any(isinstance(c, schedules.ResumablePlateau) for c in made)
     adam = setup.build_optimizer(
         TrainOptions(learning_rate=0.1, schedule="plateau"), 10

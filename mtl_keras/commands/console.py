@@ -35,7 +35,8 @@ def run_command(main: Callable[..., None], *arguments: Any) -> None:
 
     Such are `UserError`s, packages that are not installed, files that cannot be read or
     written, names that the system's encoding has no characters for, and records that
-    turn out damaged. After Ctrl-C, the module's `WHEN_INTERRUPTED` says how to go on.
+    turn out damaged. After Ctrl-C or another signal that stops a training, the module's
+    `WHEN_INTERRUPTED` says how to go on.
     """
     codecs.register_error("spell_out", _spell_out)
     if hasattr(sys.stdout, "reconfigure"):
@@ -78,11 +79,11 @@ def run_command(main: Callable[..., None], *arguments: Any) -> None:
             "The records are damaged; remove the folder of the data set in data/, or "
             "in what --data-dir names, and they are made again."
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:  # or `StoppedError`
         advice = getattr(sys.modules[main.__module__], "WHEN_INTERRUPTED", "")
-        sentence = f"Interrupted; what is finished is kept. {advice}".rstrip()
-        print(sentence, file=sys.stderr)
-        sys.exit(130)
+        sentence = str(error) or "Interrupted; what is finished is kept."
+        print(f"{sentence} {advice}".rstrip(), file=sys.stderr)
+        sys.exit(getattr(error, "status", 130))
 
 
 def choose_command(

@@ -100,7 +100,7 @@ def train(options: TrainOptions, export: bool = True) -> None:
     epochs, steps_per_epoch = setup.plan_epochs(options, num_frames)
     with runs.claim_directory(options, epochs) as directory:
         keras.utils.set_random_seed(options.seed)
-        pretrained = options.pretrained and not runs.finished_epochs(directory)
+        pretrained = options.pretrained and not any(runs.find_position(directory))
         trainer = setup.build_trainer(
             problem,
             "imagenet" if pretrained else None,
@@ -123,36 +123,45 @@ def fit(
     epochs: int,
     steps_per_epoch: int,
 ) -> None:
-    """Trains from the last checkpoint, or from the start, to the last epoch.
+    """Trains from the last checkpoint, or from the start, to the last epoch; the first
+    signal that asks it to stop is heard after the next step.
 
     Keras validates after every epoch; the table of a run is computed apart from this,
     for the reason that `experiments.evaluation` gives.
     """
-    from mtl_keras.experiments import callbacks, environment, evaluation, runs, setup
+    from mtl_keras.experiments import (
+        callbacks,
+        environment,
+        evaluation,
+        fitting,
+        interruption,
+        runs,
+        setup,
+    )
 
-    options, num_steps = problem.options, epochs * steps_per_epoch
+    options = problem.options
     evaluation.write_constant_predictor(problem, directory)
     environment.write_environment(directory)
     trainer.compile(
-        setup.build_optimizer(options, num_steps),
+        setup.build_optimizer(options, epochs * steps_per_epoch),
         jit_compile=setup.choose_jit(options),
     )
     runs.drop_unfinished_epochs(directory)
-    first_epoch = runs.finished_epochs(directory)
-    with callbacks.explain_divergence(directory):
-        trainer.fit(
-            problem.make_training_batches(first_epoch * steps_per_epoch),
-            epochs=epochs,
-            initial_epoch=first_epoch,
-            steps_per_epoch=steps_per_epoch,
-            validation_data=(
+    with interruption.listen() as request, callbacks.explain_divergence(directory):
+        fitting.fit(
+            trainer,
+            problem.make_training_batches,
+            (
                 None  # see WholeFrameValidation
                 if problem.has_crops
                 else problem.make_batches("val", problem.batch_size)
             ),
-            callbacks=callbacks.make_callbacks(directory, problem, num_steps),
-            shuffle=False,  # the batches are
-            verbose=0,
+            callbacks.make_callbacks(
+                directory, problem, epochs, steps_per_epoch, request
+            ),
+            runs.find_position(directory),
+            epochs,
+            steps_per_epoch,
         )
 
 

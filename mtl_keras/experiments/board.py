@@ -27,27 +27,33 @@ class StepBoard(keras.callbacks.Callback):
     Args:
         directory: that of the run; events go to `tensorboard/steps` in it.
         problem: what the run learns from.
-        num_steps: int. Training steps of the whole run.
+        epochs: int, of the whole run.
+        steps_per_epoch: int.
     """
 
     def __init__(
-        self, directory: pathlib.Path, problem: Problem, num_steps: int
+        self,
+        directory: pathlib.Path,
+        problem: Problem,
+        epochs: int,
+        steps_per_epoch: int,
     ) -> None:
         super().__init__()
-        self.writer = tf.summary.create_file_writer(
-            str(directory / "tensorboard" / "steps")
-        )
+        self.epochs = epochs
+        self.steps_per_epoch = steps_per_epoch
+        self.directory = directory / "tensorboard" / "steps"
         self.problem = problem
-        self.interval = math.ceil(num_steps / NUM_POINTS)
+        self.interval = math.ceil(epochs * steps_per_epoch / NUM_POINTS)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self.writer = tf.summary.create_file_writer(str(self.directory))
         options = dataclasses.asdict(self.problem.options)
         table = format_table(options.items(), ["option", "value"])
         with self.writer.as_default():
             tf.summary.text("options", table, step=0)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.first_step = epoch * self.params["steps"]
+        self.first_step = (epoch + 1) * self.steps_per_epoch - self.params["steps"]
         self.marked = self.first_step, time.perf_counter()
 
     def on_train_batch_end(
@@ -71,11 +77,11 @@ class StepBoard(keras.callbacks.Callback):
                     tf.summary.scalar(f"sigma/{task}", sigma)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        done, epochs = epoch + 1, self.params["epochs"]
-        if done % math.ceil(epochs / NUM_GALLERIES) and done < epochs:
+        done = epoch + 1
+        if done % math.ceil(self.epochs / NUM_GALLERIES) and done < self.epochs:
             return
         picture = tf.io.decode_png(self._draw_gallery())
-        with self.writer.as_default(self.first_step + self.params["steps"]):
+        with self.writer.as_default(done * self.steps_per_epoch):
             tf.summary.image("validation frames", picture[None])
 
     def _draw_gallery(self):

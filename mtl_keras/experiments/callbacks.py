@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import math
 import pathlib
 import time
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from tqdm import tqdm
 
 from mtl_keras.errors import DivergenceError
 from mtl_keras.experiments.board import StepBoard
-from mtl_keras.experiments.checkpoints import Checkpoints
+from mtl_keras.experiments.checkpoints import BestWeights, Checkpoints
+from mtl_keras.experiments.interruption import StopRequest
 from mtl_keras.experiments.problems import Problem
 from mtl_keras.experiments.runs import find_best, finished_epochs, read_history
 from mtl_keras.experiments.schedules import PLATEAU, ResumablePlateau
@@ -25,20 +27,21 @@ class ProgressReport(keras.callbacks.Callback):
     """A progress bar over the whole training, and a line when an epoch ends.
 
     Args:
-        num_steps: int. Training steps of the whole run.
+        epochs: int, of the whole run.
+        steps_per_epoch: int.
     """
 
-    def __init__(self, num_steps: int) -> None:
+    def __init__(self, epochs: int, steps_per_epoch: int) -> None:
         super().__init__()
-        self.num_steps = num_steps
+        self.epochs = epochs
+        self.steps_per_epoch = steps_per_epoch
         self.bar: Any = None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.bar is None:
-            done = epoch * self.params["steps"]
-            self.bar = tqdm(
-                total=self.num_steps, initial=done, unit="step", desc="train"
-            )
+            total = self.epochs * self.steps_per_epoch
+            done = (epoch + 1) * self.steps_per_epoch - self.params["steps"]
+            self.bar = tqdm(total=total, initial=done, unit="step", desc="train")
         self.started = time.perf_counter()
 
     def on_train_batch_end(
@@ -55,18 +58,20 @@ class ProgressReport(keras.callbacks.Callback):
             if "val_" + key in logs
         ]
         self.bar.write(
-            f"epoch {epoch + 1}/{self.params['epochs']}: loss {logs['loss']:.3f}, val "
+            f"epoch {epoch + 1}/{self.epochs}: loss {logs['loss']:.3f}, val "
             f"{', '.join(scores)} ({seconds:.0f} s)"
         )
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self.bar is not None:
             self.bar.close()
+            self.bar = None
 
 
 class EpochClock(keras.callbacks.Callback):
     """Writes a line per epoch to `epochs.csv`: the seconds of its training and of its
-    validation, the images trained per second, and the learning rate at its end.
+    validation, the images trained per second, and the learning rate at its end. Of an
+    epoch that was interrupted, it is the part after that.
 
     Args:
         directory: that of the run.
@@ -80,24 +85,23 @@ class EpochClock(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.started = self.trained = time.perf_counter()
-        self.rate = 0.0
 
     def on_train_batch_end(
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
         if batch + 1 == self.params["steps"]:
             self.trained = time.perf_counter()
-            rate = self.model.optimizer.learning_rate
-            self.rate = float(keras.ops.convert_to_numpy(rate))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         seconds = self.trained - self.started
+        images = self.params["steps"] * self.batch_size
+        rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
         row = {
             "epoch": epoch,
             "train_seconds": round(seconds, 3),
             "val_seconds": round(time.perf_counter() - self.trained, 3),
-            "images_per_second": self.params["steps"] * self.batch_size / seconds,
-            "learning_rate": self.rate,
+            "images_per_second": images / (seconds or math.nan),
+            "learning_rate": float(rate),
         }
         is_new = not self.path.exists() or not self.path.stat().st_size
         with open(self.path, "a", newline="", encoding="utf-8") as file:
@@ -118,12 +122,15 @@ class CheckLosses(keras.callbacks.Callback):
 
 
 def make_callbacks(
-    directory: pathlib.Path, problem: Problem, num_steps: int
+    directory: pathlib.Path,
+    problem: Problem,
+    epochs: int,
+    steps_per_epoch: int,
+    request: StopRequest | None = None,
 ) -> list[keras.callbacks.Callback]:
     """Checkpoints, logs and progress of a run, all resumable, and the schedule
-    `"plateau"`.
-
-    The learning rate of an epoch is then in `history.csv`, too.
+    `"plateau"`, with which the learning rate of an epoch is in `history.csv`, too. The
+    last one is the `Checkpoints`.
     """
     tasks, schedule = problem.options.tasks, problem.options.schedule
     best = best_metric(tasks)
@@ -132,32 +139,31 @@ def make_callbacks(
     if schedule == "plateau":
         losses = [row["val_loss"] for row in read_history(directory)]
         plateau = [ResumablePlateau(losses, **PLATEAU)]
+    checkpoints = Checkpoints(
+        directory / "checkpoints",
+        steps_per_epoch,
+        problem.options.checkpoint_minutes,
+        request,
+    )
+    of_whole_frames = WholeFrameValidation(problem, checkpoints.on_test_batch_end)
     return [
         keras.callbacks.TerminateOnNaN(raise_error=True),
-        *([WholeFrameValidation(problem)] if problem.has_crops else []),
+        *([of_whole_frames] if problem.has_crops else []),
         CheckLosses(),
-        ProgressReport(num_steps),
+        ProgressReport(epochs, steps_per_epoch),
         EpochClock(directory, problem.options.batch_size),
         *plateau,  # before what logs and saves the learning rate
-        keras.callbacks.ModelCheckpoint(
-            _without_fields(directory / "checkpoints" / "best.weights.h5"),
+        BestWeights(
+            directory / "checkpoints",
             monitor=monitor,
             mode=mode,
-            save_best_only=True,
-            save_weights_only=True,
             initial_value_threshold=find_best(directory, tasks).get(monitor),
         ),
         keras.callbacks.CSVLogger(directory / "history.csv", append=True),
         keras.callbacks.TensorBoard(directory / "tensorboard", write_graph=False),
-        StepBoard(directory, problem, num_steps),
-        # The last one: what it marks as done has been logged and saved.
-        Checkpoints(directory / "checkpoints"),
+        StepBoard(directory, problem, epochs, steps_per_epoch),
+        checkpoints,
     ]
-
-
-def _without_fields(path):
-    """A path in whose name Keras finds nothing to fill in."""
-    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 @contextlib.contextmanager

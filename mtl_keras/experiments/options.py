@@ -51,7 +51,14 @@ OPTIONS_VERSION = 3
 
 VERBOSE = "also show what TensorFlow and other libraries log"
 # How a run is started, not what it is.
-STARTING_OPTIONS = ("output", "resume", "data_dir", "verbose", "export")
+STARTING_OPTIONS = (
+    "output",
+    "resume",
+    "checkpoint_minutes",
+    "data_dir",
+    "verbose",
+    "export",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +229,11 @@ class TrainOptions:
     )
     seed: int = option(0, "seed of weights, order and augmentation", parse_seed)
     resume: bool = option(False, "go on with the run in --output where it stopped")
+    checkpoint_minutes: float = option(
+        10.0,
+        "minutes between the checkpoints within an epoch; 0 for those at its end alone",
+        parse_not_negative,
+    )
     data_dir: str = option(
         "data", "where records and downloaded data are kept", parse_path
     )

@@ -25,7 +25,15 @@ from collections.abc import Iterator, Sequence
 import filelock
 
 from mtl_keras.errors import BusyError, UserError
-from mtl_keras.experiments.checkpoints import MANIFEST, METADATA, find_damage
+from mtl_keras.experiments.checkpoints import (
+    BEST,
+    MANIFEST,
+    METADATA,
+    Position,
+    check_best,
+    find_damage,
+    read_position,
+)
 from mtl_keras.experiments.options import (
     STARTING_OPTIONS,
     TrainOptions,
@@ -109,7 +117,7 @@ def claim_directory(options: TrainOptions, epochs: int) -> Iterator[pathlib.Path
 
 
 def _repair_last_checkpoint(directory):
-    """Goes back an epoch if a crash or the disk damaged the last checkpoint."""
+    """Goes back one checkpoint if a crash or the disk damaged the last one."""
     last, before = (directory / "checkpoints" / name for name in ("last", "before"))
     is_former = (last / METADATA).exists() and not (last / MANIFEST).exists()
     if is_former and not before.exists():
@@ -130,15 +138,19 @@ def _repair_last_checkpoint(directory):
             "train again."
         )
     if last.exists():
-        print(f"{damage}; going on from the epoch before.", file=sys.stderr)
+        print(f"{damage}; going on from the one before.", file=sys.stderr)
         shutil.rmtree(last)
     before.rename(last)
 
 
+def find_position(directory: pathlib.Path) -> Position:
+    """How far the last checkpoint of a run is."""
+    return read_position(directory / "checkpoints")
+
+
 def finished_epochs(directory: pathlib.Path) -> int:
     """Number of epochs that the last checkpoint holds."""
-    path = directory / "checkpoints" / "last" / "training_metadata.json"
-    return json.loads(path.read_text(encoding="utf-8"))["epoch"] if path.exists() else 0
+    return find_position(directory).epoch
 
 
 def drop_unfinished_epochs(directory: pathlib.Path) -> None:
@@ -218,11 +230,12 @@ def restore_best(trainer: MultiTaskTrainer, directory: pathlib.Path) -> None:
     """Loads the best checkpoint of a run.
 
     Raises:
-        UserError: if there is none or it does not fit the options.
+        UserError: if there is none, if it is damaged, or does not fit the options.
     """
-    path = pathlib.Path(directory) / "checkpoints" / "best.weights.h5"
+    path = pathlib.Path(directory) / "checkpoints" / BEST
     if not path.exists():
         raise UserError(f"{path} is missing; train the run with train.py first.")
+    check_best(path.parent)
     load_checkpoint(trainer, path)
 
 

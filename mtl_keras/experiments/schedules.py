@@ -55,8 +55,12 @@ class ResumablePlateau(keras.callbacks.ReduceLROnPlateau):
     def __init__(self, losses: Sequence[float], **kwargs: Any) -> None:
         super().__init__(monitor="val_loss", mode="min", **kwargs)
         self.losses = losses
+        self._is_started = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        if self._is_started:  # by the rest of an epoch
+            return
+        self._is_started = True
         super().on_train_begin(logs)
         for epoch, loss in enumerate(self.losses):
             self.on_epoch_end(epoch, {"val_loss": loss})

@@ -1,6 +1,7 @@
 """Validation on whole frames of a network that is trained on crops of them."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -15,11 +16,14 @@ class WholeFrameValidation(keras.callbacks.Callback):
 
     Args:
         problem: what the run learns from.
+        watch: called with the number of every batch.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, watch: Callable[[int], None]) -> None:
         super().__init__()
         self.problem = problem
+        self._watcher = keras.callbacks.Callback()
+        self._watcher.on_test_batch_end = lambda batch, logs=None: watch(batch)
 
     @functools.cached_property
     def _trainer(self):
@@ -38,7 +42,9 @@ class WholeFrameValidation(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         trainer = self._trainer
-        self.problem.of_whole_frames(self.model.network)
-        found = trainer.evaluate(self._batches, return_dict=True, verbose=0)
+        self.problem.of_whole_frames(self.model.network)  # takes over the weights
+        found = trainer.evaluate(
+            self._batches, callbacks=[self._watcher], return_dict=True, verbose=0
+        )
         if logs is not None:
             logs |= {f"val_{name}": value for name, value in found.items()}
