@@ -30,12 +30,13 @@ LINK = re.compile(r"\]\(\s*([^)\s]+)\s*\)")
 # A command ends with its line, at a comment, or where inline code ends.
 COMMAND = re.compile(
     r"python (?:-m mtl_keras )?(train|evaluate|predict|app|data [\w-]+)"
-    r"(?:\.py)?\b([^`#\n]*)"
+    r"(?:\.py)?\b([^`#&\n]*)"
 )
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 OTHER_OPTIONS = {
     *("--help", "--pictures", "--preset", "--rounds"),  # of the benchmarks
     *("--rest", "--model"),  # of TensorFlow Serving: --rest_api_port, --model_name
+    *("--requeue", "--time", "--signal", "--open-mode"),  # of Slurm
 }
 MODULE = re.compile(r"python -m ((?:benchmarks|examples|docs)\.\w+)")
 PLACEHOLDERS = {"ROW": "all", "RATE": "1e-3"}
