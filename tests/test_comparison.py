@@ -182,13 +182,13 @@ def test_a_weight_that_only_diverged_is_in_the_sweep(sweep, tmp_path):
     assert cells["0.25"][:4] == ["0.25 / 0.75", "(1 diverged)", "", ""]
 
 
-@pytest.mark.parametrize("value", [0.0, float("nan")])
+@pytest.mark.parametrize("value", [0.0, float("nan"), None])
 def test_scores_that_are_no_measure_are_shown(tmp_path, value):
     scores = {"semantic": [{"semantic/miou": value}], "equal": SCORES["equal"]}
     write_runs(tmp_path, "--table A", scores, CONSTANTS)
     found = comparison.compare_runs(tmp_path, "A")
     shown = cells_of(comparison.format_comparison(found))["semantic"][2]
-    assert shown.strip("*") == f"{value:.3f}"
+    assert shown.strip("*") == ("0.000" if value == 0 else "absent")
     tables.plot_bars(found, tmp_path / "bars.png")
     assert_picture(tmp_path / "bars.png")
 

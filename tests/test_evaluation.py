@@ -1,3 +1,5 @@
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -6,11 +8,17 @@ from test_metrics import example, iou_by_definition
 from tqdm import tqdm
 
 from mtl_keras.data.batches import Batch
+from mtl_keras.errors import UserError
 from mtl_keras.experiments.constant_predictor import ConstantPredictor
-from mtl_keras.experiments.evaluation import MapScores, evaluate
+from mtl_keras.experiments.evaluation import (
+    MapScores,
+    evaluate,
+    write_constant_predictor,
+)
 from mtl_keras.experiments.options import TrainOptions
 from mtl_keras.experiments.problems import open_problem
 from mtl_keras.experiments.setup import build_trainer
+from mtl_keras.figures.markdown import format_metrics
 from mtl_keras.tasks import make_metrics
 
 
@@ -29,14 +37,17 @@ def test_map_scores():
     score = make_scores("semantic", "instance", "depth")
     score.update(Batch([], None, targets, masks), predictions)
     results = score.result()["metrics"]
-    assert set(results) == {
+    assert list(results) == [
         "semantic/miou",
         "semantic/pixel_accuracy",
         "instance/mean_abs",
-        "instance/rms",
         "instance/mean_l2",
-    }  # depth has no valid pixel
-    assert all(type(value) is float for value in results.values())
+        "instance/rms",
+        "depth/mean_abs",
+        "depth/rms",
+    ]
+    for name, value in results.items():  # depth has no valid pixel
+        assert (value is None) if name.startswith("depth") else type(value) is float
     errors = (targets["instance"] - predictions["instance"])[masks["instance"] > 0]
     assert results["instance/mean_abs"] == pytest.approx(np.abs(errors).mean())
     assert score.result()["per_class_iou"] == pytest.approx(
@@ -62,7 +73,7 @@ def test_map_scores_takes_tensors():
 
 def test_map_scores_without_the_semantic_task():
     assert make_scores("depth").result() == {
-        "metrics": {},
+        "metrics": {"depth/mean_abs": None, "depth/rms": None},
         "per_class_iou": {},
         "confusion": None,
     }
@@ -106,8 +117,38 @@ def test_constant_predictor_of_a_split_without_labels():
         {"semantic": np.zeros((1, 2, 2), "int32"), "depth": np.ones((1, 2, 2, 1))},
         {"semantic": np.zeros((1, 2, 2)), "depth": np.zeros((1, 2, 2))},
     )
-    predictor = ConstantPredictor.fit([batch], 19)
-    assert predictor.constants == {"semantic": 0, "depth": 0.0}
+    with pytest.raises(UserError, match="no valid pixel of the task depth to learn"):
+        ConstantPredictor.fit([batch], 19)
+    batch[2]["depth"][0, 1, 1] = 1
+    with pytest.raises(UserError, match="no valid pixel of the task semantic"):
+        ConstantPredictor.fit([batch], 19)
+    other = (None, *({task: 1 + x for task, x in part.items()} for part in batch[1:]))
+    predictor = ConstantPredictor.fit([batch, other], 19)
+    assert predictor.constants == {"semantic": 1, "depth": 2.0}
+
+
+def test_a_task_without_a_valid_pixel_is_absent(monkeypatch, tmp_path, capsys):
+    """In the split val: as a note, in files as null, in tables in words."""
+    problem = open_problem(TrainOptions(image_size=(32, 64)))
+    targets, _, masks = batch_of_all_tasks()
+    image = np.zeros((*masks["depth"].shape, 3), "uint8")
+    empty = {**masks, "depth": np.zeros_like(masks["depth"])}
+    predictor = ConstantPredictor.fit([(image, targets, masks)], 19)
+    monkeypatch.setattr(type(problem), "fit_constant_predictor", lambda _: predictor)
+    monkeypatch.setattr(
+        type(problem), "make_batches", lambda *args: [(image, targets, empty)]
+    )
+    write_constant_predictor(problem, tmp_path)
+    assert "Note: the split val has no valid pixel of the task depth" in (
+        capsys.readouterr().err
+    )
+    scores = json.loads((tmp_path / "constant_result.json").read_text())
+    assert scores["depth/mean_abs"] is None and scores["semantic/miou"] >= 0
+    table = format_metrics(scores, scores, {})
+    assert table.splitlines()[2].endswith("| absent | absent |")
+    empty["semantic"] = np.zeros_like(masks["semantic"])
+    with pytest.raises(UserError, match="semantic, whose score chooses the best"):
+        write_constant_predictor(problem, tmp_path)
 
 
 def test_evaluators_score_as_keras_validates(set_policy):

@@ -436,6 +436,15 @@ def write_history(directory, rows):
 ROWS = [(0, 0.2, 5.0), (1, 0.4, 3.0), (2, 0.3, 4.0)]
 
 
+def test_absent_scores_are_null_in_the_result(run):
+    directory, _ = run
+    write_history(directory, [(0, 0.2, 5.0), (1, 0.4, "nan")])
+    runs.write_result(directory)
+    text = (directory / "result.json").read_text()
+    assert json.loads(text) == {"semantic/miou": 0.4, "depth/mean_abs": None}
+    assert runs.find_best_scores(directory, ("semantic",))["depth/mean_abs"] is None
+
+
 def test_what_was_logged_after_the_checkpoint_is_forgotten(run):
     directory, _ = run
     write_history(directory, ROWS)

@@ -256,7 +256,7 @@ def report(
             f"The submission is in {options.submission}; pack each folder in it as an "
             "archive of its own."
         )
-    if not results["metrics"]:
+    if all(score is None for score in results["metrics"].values()):
         print(
             f"The split {options.split!r} has no labels: predicted, not evaluated; see "
             f"{directory / 'figures' / options.split}.png, or write every map with "
@@ -270,8 +270,10 @@ def report(
     if options.instances:
         found = name_instance_metrics(results["instances"])
         scores["metrics"] |= found
-        # A constant class is not a thing.
-        scores["constant_predictor"] |= dict.fromkeys(found, 0.0)
+        scores["constant_predictor"] |= {
+            key: None if score is None else 0.0  # a constant class is not a thing
+            for key, score in found.items()
+        }
         title += (
             f"; objects by {options.method} in the {options.object_classes} classes"
         )

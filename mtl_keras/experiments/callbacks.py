@@ -53,7 +53,7 @@ class ProgressReport(keras.callbacks.Callback):
         logs = logs or {}
         seconds = time.perf_counter() - self.started
         scores = [
-            f"{METRICS[key].header} {logs['val_' + key] * METRICS[key].factor:.3g}"
+            f"{METRICS[key].header} {_in_words(logs['val_' + key], METRICS[key])}"
             for key in map(main_metric, TASKS)
             if "val_" + key in logs
         ]
@@ -66,6 +66,10 @@ class ProgressReport(keras.callbacks.Callback):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def _in_words(score, metric):
+    return "absent" if math.isnan(score) else f"{score * metric.factor:.3g}"
 
 
 class EpochClock(keras.callbacks.Callback):

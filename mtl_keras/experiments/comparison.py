@@ -4,6 +4,7 @@ import collections
 import csv
 import dataclasses
 import json
+import math
 import pathlib
 import re
 import statistics
@@ -266,7 +267,9 @@ def read_scores(
     scores = {}
     for metric in metrics:
         values = [
-            result[metric] * METRICS[metric].factor
+            math.nan
+            if result[metric] is None
+            else result[metric] * METRICS[metric].factor
             for result in results
             if metric in result
         ]
@@ -295,7 +298,11 @@ def _read_constants(runs, table):
             found |= (
                 json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
             )
-    return {m: found[m] * METRICS[m].factor for m in table.metrics if m in found}
+    return {
+        metric: found[metric] * METRICS[metric].factor
+        for metric in table.metrics
+        if found.get(metric) is not None
+    }
 
 
 def is_near_best(
@@ -304,6 +311,9 @@ def is_near_best(
     """Whether a score is the best of a column, or no more than one standard deviation
     (that of the two rows, pooled) away from it."""
     scores = [row[metric] for row in all_scores if metric in row]
+    scores = [score for score in scores if math.isfinite(score.mean)]
+    if not math.isfinite(score.mean):
+        return False
     pick = max if METRICS[metric].higher_is_better else min
     best = pick(scores, key=lambda s: s.mean)
     squares = sum((s.num_runs - 1) * (s.std or 0) ** 2 for s in (best, score))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mtl_keras.cityscapes import DISPARITY_STEPS
+from mtl_keras.errors import UserError
 from mtl_keras.tasks import TASKS
 
 
@@ -30,12 +31,26 @@ class ConstantPredictor:
         Only valid elements count, except in a median image, whose targets are valid
         everywhere. Medians are rounded as Cityscapes codes disparity,
         to 1/256.
+
+        Raises:
+            UserError: for a task without a valid element.
         """
         gathered: dict[str, Any] = {}
+        absent = set()
         for _, targets, masks in batches:
             for task, target in targets.items():
-                found = gathered.setdefault(task, _GATHERED[TASKS[task].constant]())
-                found.add(np.asarray(target), np.asarray(masks[task]) > 0)
+                if task not in gathered:
+                    gathered[task] = _GATHERED[TASKS[task].constant]()
+                    absent.add(task)
+                valid = np.asarray(masks[task]) > 0
+                if valid.any():
+                    absent.discard(task)
+                gathered[task].add(np.asarray(target), valid)
+        for task in sorted(absent):
+            raise UserError(
+                f"The training split has no valid pixel of the task {task} to learn "
+                "from; see to its labels, or leave the task out of --tasks."
+            )
         constants = {task: found.result() for task, found in gathered.items()}
         return cls(constants, num_classes)
 

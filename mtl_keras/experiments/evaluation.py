@@ -8,6 +8,7 @@ constant predictor, pictures, objects and files need the predictions themselves,
 
 import json
 import pathlib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from mtl_keras.figures.objects import ObjectGallery
 from mtl_keras.hints import Tensor
 from mtl_keras.instances.objects import ObjectScorer
 from mtl_keras.serving.predictions import write_predictions
+from mtl_keras.tasks import best_metric
 
 
 class Evaluator(Protocol):
@@ -92,14 +94,16 @@ class MapScores(Evaluator):
                 metric.update_state(batch.targets[task], predictions[task], mask)
 
     def result(self) -> dict[str, Any]:
-        """`metrics`, `{task/metric: float}` without the tasks that have no valid
-        element, `per_class_iou`, `{class name: IoU or None}`, and `confusion`, see
+        """`metrics`, `{task/metric: float}`, `None` for tasks without a valid element,
+        `per_class_iou`, `{class name: IoU or None}`, and `confusion`, see
         `EvaluatedMeanIoU`, or `None`."""
         found = {task: m for task, m in self.metrics.items() if self.num_valid[task]}
         return {
             "metrics": {
-                f"{task}/{metric.name}": float(metric.result())
-                for task, metrics in found.items()
+                f"{task}/{metric.name}": (
+                    float(metric.result()) if task in found else None
+                )
+                for task, metrics in self.metrics.items()
                 for metric in metrics
             },
             "per_class_iou": {
@@ -193,6 +197,20 @@ def write_constant_predictor(problem: Problem, directory: pathlib.Path) -> None:
     for batch in problem.make_batches("val", problem.options.batch_size):
         baseline.update(Batch([], *batch))
     scores = baseline.result()["constant_predictor"]
+    absent = {key.partition("/")[0] for key, score in scores.items() if score is None}
+    best = best_metric(problem.options.tasks)
+    for task in sorted(absent):
+        if task == best.partition("/")[0]:
+            raise UserError(
+                f"The split val has no valid pixel of the task {task}, whose score "
+                "chooses the best checkpoint; see to its labels, or leave the task out "
+                "of --tasks."
+            )
+        print(
+            f"Note: the split val has no valid pixel of the task {task}, so that its "
+            "scores are absent.",
+            file=sys.stderr,
+        )
     path = directory / "constant_result.json"
     path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 

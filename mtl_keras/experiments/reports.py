@@ -19,7 +19,7 @@ from mtl_keras.experiments.options import (
 )
 from mtl_keras.experiments.runs import find_best, find_best_scores, read_history
 from mtl_keras.figures.charts import DASHES, Line, draw_confusion, draw_lines
-from mtl_keras.figures.markdown import name_instance_metrics
+from mtl_keras.figures.markdown import in_columns, name_instance_metrics
 from mtl_keras.figures.report import Page, Picture, Section, Table, write_page
 from mtl_keras.tasks import METRICS, TASKS
 
@@ -99,16 +99,9 @@ def _show_scores(directory, options, evaluated):
             ("constant predictor", constant),
         ]
     keys = [key for key in METRICS if any(key in scores for _, scores in rows)]
-    cells = [[name, *_in_columns(scores, keys)] for name, scores in rows if scores]
+    cells = [[name, *in_columns(scores, keys)] for name, scores in rows if scores]
     columns = ["", *(METRICS[key].header for key in keys)]
     return Section("Scores", note, [Table("Scores", columns, cells)])
-
-
-def _in_columns(scores, keys):
-    return [
-        float(scores[key] * METRICS[key].factor) if key in scores else None
-        for key in keys
-    ]
 
 
 def _show_classes(evaluated):

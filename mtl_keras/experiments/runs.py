@@ -17,6 +17,7 @@ figures/  metrics.json  table.md
 import contextlib
 import csv
 import json
+import math
 import pathlib
 import shutil
 import sys
@@ -197,10 +198,14 @@ def find_best(directory: pathlib.Path, tasks: Sequence[str]) -> dict[str, float]
     return max(rows, key=lambda row: sign * row[f"val_{best}"], default={})
 
 
-def find_best_scores(directory: pathlib.Path, tasks: Sequence[str]) -> dict[str, float]:
-    """The scores of `best.weights.h5` on the validation split, by key of `METRICS`."""
+def find_best_scores(
+    directory: pathlib.Path, tasks: Sequence[str]
+) -> dict[str, float | None]:
+    """The scores of `best.weights.h5` on the validation split, by key of `METRICS`;
+    `None` where no element is valid."""
     row = find_best(directory, tasks)
-    return {key: row[f"val_{key}"] for key in METRICS if f"val_{key}" in row}
+    found = {key: row[f"val_{key}"] for key in METRICS if f"val_{key}" in row}
+    return {key: None if math.isnan(v) else v for key, v in found.items()}
 
 
 def write_result(directory: pathlib.Path) -> None:
@@ -209,7 +214,7 @@ def write_result(directory: pathlib.Path) -> None:
     any more."""
     *_, last = read_history(directory)
     scores = {
-        key.removeprefix("val_"): value
+        key.removeprefix("val_"): None if math.isnan(value) else value
         for key, value in last.items()
         if key.startswith("val_")
     }

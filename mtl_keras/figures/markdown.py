@@ -26,15 +26,15 @@ def format_table(rows: Iterable[Sequence[Any]], columns: Sequence[str]) -> str:
 
 
 def format_metrics(
-    metrics: Mapping[str, float],
-    constant_predictor: Mapping[str, float],
+    metrics: Mapping[str, float | None],
+    constant_predictor: Mapping[str, float | None],
     per_class_iou: Mapping[str, float | None],
     instances: Mapping[str, Any] | None = None,
 ) -> str:
     """The metric table of a split, with the constant predictor and the classes.
 
     Args:
-        metrics: `{task/metric: float}` of the network.
+        metrics: `{task/metric: float}` of the network, `None` where it is absent.
         constant_predictor: the same of the constant predictor.
         per_class_iou: `{class name: IoU or None}`, may be empty.
         instances: optional, the scores of `instances.objects.ObjectScorer`.
@@ -45,14 +45,21 @@ def format_metrics(
         best = instances["upper_bound"]
         scores["true votes and classes, decoded"] = name_instance_metrics(best)
     rows: list[list[Any]] = [
-        [name]
-        + [values[k] * row.factor if k in values else None for k, row in shown.items()]
-        for name, values in scores.items()
+        [name, *in_columns(values, shown)] for name, values in scores.items()
     ]
     table = format_table(rows, [""] + [row.header for row in shown.values()])
     if per_class_iou or instances:
         table += "\n\n" + _format_classes(per_class_iou, instances)
     return table
+
+
+def in_columns(scores: Mapping[str, float | None], keys: Iterable[str]) -> list[Any]:
+    """The cells of a row of scores: a number in the unit of its column, `"absent"`
+    where no element of the split is valid, `None` where it was not scored."""
+    return [
+        _scale(scores[key], METRICS[key].factor) if key in scores else None
+        for key in keys
+    ]
 
 
 def _format_classes(per_class_iou, instances):
@@ -72,24 +79,27 @@ def _format_classes(per_class_iou, instances):
 
 
 def name_instance_metrics(instances: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores of `ObjectScorer` as metrics, none if there is no object."""
-    return {
-        f"instance/{key}": instances[key]
-        for key in ("ap", "ap50")
-        if instances[key] is not None
-    }
+    """The scores of `ObjectScorer` as metrics, `None` if there is no object."""
+    return {f"instance/{key}": instances[key] for key in ("ap", "ap50")}
 
 
 def _percent(value):
-    return "absent" if value is None else value * 100.0
+    return _scale(value, 100.0)
+
+
+def _scale(value, factor):
+    return "absent" if value is None else float(value * factor)
 
 
 def format_score(score: Any) -> str:
     """`mean ± standard deviation`, to four digits of the mean.
 
     Args:
-        score: has a `mean` and an `std`, which may be `None`.
+        score: has a `mean`, which is NaN if it is absent, and an `std`, which may be
+            `None`.
     """
+    if math.isnan(score.mean):
+        return "absent"
     decimals = 3
     if score.mean and math.isfinite(score.mean):
         decimals = max(3 - math.floor(math.log10(abs(score.mean))), 0)

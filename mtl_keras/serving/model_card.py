@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import keras
 
 from mtl_keras.cityscapes import labels_of
-from mtl_keras.figures.markdown import format_table
+from mtl_keras.figures.markdown import format_table, in_columns
 from mtl_keras.tasks import METRICS
 
 
@@ -21,7 +21,7 @@ class ModelFacts:
         class_names: optional tuple of str, the classes of other tasks by index.
         training_data: str.
         settings: dict. What it was trained with, `{name: value}`.
-        scores: dict of float by key of `tasks.METRICS`.
+        scores: dict of float by key of `tasks.METRICS`, `None` where it is absent.
         scored_on: str, the data that the scores are from.
     """
 
@@ -29,7 +29,7 @@ class ModelFacts:
     class_names: tuple[str, ...] = ()
     training_data: str = "not recorded"
     settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    scores: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     scored_on: str = "not recorded"
 
 
@@ -115,7 +115,7 @@ def _list_scores(facts):
         yield "## Scores\n\nNot recorded."
         return
     rows = [
-        (METRICS[key].header, float(facts.scores[key] * METRICS[key].factor))
-        for key in shown
+        (METRICS[key].header, cell)
+        for key, cell in zip(shown, in_columns(facts.scores, shown))
     ]
     yield f"## Scores\n\nOn {facts.scored_on}.\n\n{format_table(rows, ['', ''])}"
