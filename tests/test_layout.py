@@ -43,6 +43,7 @@ LIBRARY_IMPORTS = {
 }
 # Those that `--help` and worker processes import, which do not wait for Keras.
 LIGHT = (
+    "commands.replay",
     "commands.app",
     "commands.console",
     "commands.data",

@@ -1,3 +1,4 @@
+import os
 import pathlib
 import subprocess
 import sys
@@ -406,3 +407,17 @@ def test_processes_end_while_they_read(builder, street_tree):
         finally:
             for process in pair:
                 process.kill()
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("num_frames", [0, 3])
+def test_frames_of_a_batch_are_named(builder, num_frames):
+    settings = {"seed": 5, "num_frames": num_frames}
+    stored = {
+        os.fsdecode(record["id"].numpy()): record["image"].numpy()
+        for record in builder.as_dataset("train", shuffle_files=False)
+    }
+    batches = train_batches(builder, count=5, flip=False, **settings)
+    for step, (images, _, _) in enumerate(batches):
+        names = pipelines.load_training_ids(builder, 2, step=step, **settings)
+        np.testing.assert_array_equal(images, [stored[name] for name in names])

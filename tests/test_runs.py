@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import shutil
 
 import h5py
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 
 from mtl_keras.commands import train
-from mtl_keras.errors import BusyError, UserError
+from mtl_keras.errors import BusyError, DivergenceError, UserError
 from mtl_keras.experiments import (
     callbacks,
     checkpoints,
+    divergence,
     evaluation,
     runs,
     schedules,
@@ -599,14 +601,64 @@ def test_other_schedules_have_no_plateau(tmp_path):
     assert float(adam.learning_rate) == pytest.approx(0.1)
 
 
-def test_divergence_is_explained(run):
+def test_divergence_is_explained_and_replayed(tmp_path, capsys):
+    options = TrainOptions(
+        dataset="digits",
+        tasks=("class", "reconstruction"),
+        likelihoods={"class": "softmax", "reconstruction": "laplace"},
+        train_frames=96,
+        batch_size=32,
+        epochs=2,
+        learning_rate=1e30,
+        output=str(tmp_path / "run"),
+        jit="off",
+    )
+    with pytest.raises(DivergenceError) as raised:
+        train.train(options)
+    message = str(raised.value)
+    found = re.search(
+        r"loss of class and reconstruction of .*run became infinite or NaN in step 2 "
+        r"on the frames (.*); python train.py --replay .*run shows that step",
+        message,
+    )
+    assert found and (tmp_path / "run" / "diverged.txt").read_text() == message + "\n"
+    step, frames, (images, targets, masks) = divergence.read_batch(
+        tmp_path / "run" / "diverged.npz"
+    )
+    assert step == 2 and ", ".join(frames) == found[1]
+    digits = open_problem(options).splits["train"]
+    numbers = [int(number) for number in frames]
+    np.testing.assert_array_equal(images, digits[0][numbers])
+    np.testing.assert_array_equal(targets["class"], digits[1][numbers])
+    assert masks["class"].all()
+    train.main(["--replay", options.output])
+    shown = capsys.readouterr().out
+    assert f"Step 2, frames: {', '.join(frames)}" in shown
+    assert re.search(r"\| class \| 32 of 32 \| 0 to 9 \| \d+ not finite \| nan", shown)
+    (tmp_path / "run" / "diverged.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match="diverged.npz is damaged"):
+        train.main(["--replay", options.output])
+    (tmp_path / "run" / "diverged.npz").unlink()
+    with pytest.raises(UserError, match="diverged.npz is missing: the loss of"):
+        train.main(["--replay", options.output])
+    with pytest.raises(UserError, match="--seed is set by the run of --replay"):
+        train.main(["--replay", options.output, "--seed", "3"])
+
+
+def test_weights_that_the_last_step_spoils(run, monkeypatch):
     directory, _ = run
-    with pytest.raises(UserError, match=f"{directory}.*epoch 2.*--learning-rate"):
-        with callbacks.explain_divergence(directory):
-            raise RuntimeError("NaN or Inf loss encountered")
-    with pytest.raises(RuntimeError, match="another"):
-        with callbacks.explain_divergence(directory):
-            raise RuntimeError("another reason")
+    problem = problem_of(dataset="digits", tasks=("class",), batch_size=4)
+    check = divergence.CheckLosses(steps_per_epoch=5)
+    check.set_params({"steps": 5})
+    check.on_epoch_begin(1)
+    check.on_train_batch_end(4, {"loss": 1.0, "class/loss": 1.0})
+    with (
+        pytest.raises(DivergenceError, match="loss of class of .* after step 10 on"),
+        divergence.explain_divergence(directory, problem),
+    ):
+        check.on_epoch_end(1, {"val_loss": np.inf, "val_class/loss": np.inf})
+    with pytest.raises(RuntimeError), divergence.explain_divergence(directory, problem):
+        raise RuntimeError("another reason")
 
 
 def test_checkpoints_that_do_not_fit(tmp_path):

@@ -16,13 +16,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mtl_keras.commands.console import start_tensorflow
+from mtl_keras.commands.replay import replay
 from mtl_keras.errors import BusyError, DivergenceError, UserError
+from mtl_keras.experiments.arguments import flag_of, parse_given
 from mtl_keras.experiments.kinds import EXPORTS
 from mtl_keras.experiments.options import (
     STARTING_OPTIONS,
+    SeriesOptions,
     TrainOptions,
     differing_options,
 )
+from mtl_keras.experiments.recipes import RECIPES
 from mtl_keras.experiments.tables import plan_runs
 
 if TYPE_CHECKING:  # what takes seconds to import waits until the options are read
@@ -37,7 +41,14 @@ WHEN_INTERRUPTED = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains a run or those of a table, as the command line says."""
+    """Trains a run or those of a table, or replays a step, as the command line says."""
+    given = parse_given(SeriesOptions, argv, RECIPES)
+    if run := given.pop("replay", None):
+        verbose = given.pop("verbose", False)
+        for name in given:
+            raise UserError(f"{flag_of(name)} is set by the run of --replay.")
+        replay(run, verbose)
+        return
     planned = plan_runs(argv)
     start_tensorflow(planned[0].verbose)
     if len(planned) == 1:
@@ -138,6 +149,7 @@ def fit(
         runs,
         setup,
     )
+    from mtl_keras.experiments.divergence import explain_divergence
 
     options = problem.options
     evaluation.write_constant_predictor(problem, directory)
@@ -147,7 +159,7 @@ def fit(
         jit_compile=setup.choose_jit(options),
     )
     runs.drop_unfinished_epochs(directory)
-    with interruption.listen() as request, callbacks.explain_divergence(directory):
+    with interruption.listen() as request, explain_divergence(directory, problem):
         fitting.fit(
             trainer,
             problem.make_training_batches,

@@ -110,6 +110,22 @@ def load_ids(builder: tfds.core.DatasetBuilder, split: str) -> list[str]:
     return [os.fsdecode(record["id"]) for record in ids.as_numpy_iterator()]
 
 
+def load_training_ids(
+    builder: tfds.core.DatasetBuilder,
+    batch_size: int,
+    seed: int = 0,
+    step: int = 0,
+    num_frames: int = 0,
+    split: str = "train",
+    image_size: Size | None = None,
+) -> list[str]:
+    """The frame ids of the batch of a step of `make_training_dataset`, whose arguments
+    are the same, a list of str."""
+    frames = _Frames(builder, split, (), num_frames, image_size, also=("id",))
+    numbered = frames.shuffle(seed, step * batch_size).take(batch_size)
+    return [os.fsdecode(record["id"].numpy()) for _, record in numbered]
+
+
 def load_instance_ids(
     builder: tfds.core.DatasetBuilder,
     split: str,

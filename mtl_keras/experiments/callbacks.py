@@ -1,23 +1,20 @@
 """The callbacks of a run: progress, checkpoints, logs, all of them resumable."""
 
-import contextlib
 import csv
 import math
 import pathlib
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 from tqdm import tqdm
 
-from mtl_keras.errors import DivergenceError
 from mtl_keras.experiments.board import StepBoard
 from mtl_keras.experiments.checkpoints import BestWeights, Checkpoints
+from mtl_keras.experiments.divergence import CheckLosses
 from mtl_keras.experiments.interruption import StopRequest
 from mtl_keras.experiments.problems import Problem
-from mtl_keras.experiments.runs import find_best, finished_epochs, read_history
+from mtl_keras.experiments.runs import find_best, read_history
 from mtl_keras.experiments.schedules import PLATEAU, ResumablePlateau
 from mtl_keras.experiments.validation import WholeFrameValidation
 from mtl_keras.tasks import METRICS, TASKS, best_metric, main_metric
@@ -115,16 +112,6 @@ class EpochClock(keras.callbacks.Callback):
             writer.writerow(row)
 
 
-class CheckLosses(keras.callbacks.Callback):
-    """Ends a run whose last step has spoilt the weights: `TerminateOnNaN` sees losses
-    as they are before a step. It has to come before what logs and saves an epoch."""
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        for name in ("loss", "val_loss"):
-            if logs and not np.isfinite(logs.get(name, 0.0)):
-                raise RuntimeError(f"NaN or Inf loss in epoch {epoch + 1}: {name}")
-
-
 def make_callbacks(
     directory: pathlib.Path,
     problem: Problem,
@@ -151,9 +138,8 @@ def make_callbacks(
     )
     of_whole_frames = WholeFrameValidation(problem, checkpoints.on_test_batch_end)
     return [
-        keras.callbacks.TerminateOnNaN(raise_error=True),
         *([of_whole_frames] if problem.has_crops else []),
-        CheckLosses(),
+        CheckLosses(steps_per_epoch),
         ProgressReport(epochs, steps_per_epoch),
         EpochClock(directory, problem.options.batch_size),
         *plateau,  # before what logs and saves the learning rate
@@ -168,24 +154,3 @@ def make_callbacks(
         StepBoard(directory, problem, epochs, steps_per_epoch),
         checkpoints,
     ]
-
-
-@contextlib.contextmanager
-def explain_divergence(directory: pathlib.Path) -> Iterator[None]:
-    """Turns the end of a run whose loss is no longer finite into a
-    `DivergenceError`."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "NaN or Inf loss" not in str(error):
-            raise
-        message = (
-            f"The loss of {directory} became infinite or NaN after epoch "
-            f"{finished_epochs(directory)}; train again with a lower "
-            "--learning-rate, in another --output. The checkpoints before that are "
-            "kept."
-        )
-        (directory / "diverged.txt").write_text(
-            message + "\n", encoding="utf-8", errors="surrogateescape"
-        )
-        raise DivergenceError(message) from error

@@ -1,11 +1,10 @@
 """Training from wherever a checkpoint was made."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import keras
 
-from mtl_keras.experiments.checkpoints import Position
+from mtl_keras.experiments.checkpoints import Checkpoints, Position
 from mtl_keras.training import MultiTaskTrainer
 
 
@@ -55,13 +54,36 @@ def fit(
         train(0, epoch, epochs)
 
 
+def replay(
+    trainer: MultiTaskTrainer,
+    make_batches: Callable[[int], Iterable],
+    checkpoints: Checkpoints,
+    step: int,
+) -> None:
+    """Restores the last checkpoint and trains again up to a later step of its epoch.
+
+    Args:
+        trainer: compiled.
+        make_batches: as for `fit`.
+        checkpoints: that of the run; it saves nothing.
+        step: int, the steps of the whole training that are to be done then.
+    """
+    checkpoints.set_model(trainer)
+    checkpoints.on_train_begin()
+    first = checkpoints.start.epoch * checkpoints.steps_per_epoch
+    first += checkpoints.start.step
+    if step > first:
+        batches = make_batches(first)
+        trainer.fit(batches, steps_per_epoch=step - first, shuffle=False, verbose=0)
+
+
 def _finish_epoch(trainer, validation, callbacks, epoch):
     """Does what `fit` does after the last step of an epoch."""
     every = keras.callbacks.CallbackList(callbacks, model=trainer, steps=0)
     every.on_train_begin()
     trainer.reset_metrics()
     every.on_epoch_begin(epoch)
-    logs: dict[str, Any] = {**callbacks[-1].read_logs()}
+    logs = {**callbacks[-1].read_logs()}
     found = trainer.get_metrics_result()
     logs |= {name: float(value) for name, value in found.items() if name != "loss"}
     if validation is not None:

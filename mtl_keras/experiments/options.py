@@ -281,6 +281,12 @@ class SeriesOptions(TrainOptions):
         "train every row of --table or --sweep with this many seeds",
         parse_positive(int),
     )
+    replay: str = option(
+        "",
+        "RUN: show the step in which the loss of a run became infinite or NaN, and "
+        "train nothing",
+        parse_path,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

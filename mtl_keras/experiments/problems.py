@@ -75,6 +75,10 @@ class Problem(abc.ABC):
         """Endless batches `(images, targets, masks)` from a training step on."""
 
     @abc.abstractmethod
+    def find_training_frames(self, step: int) -> list[str]:
+        """The names of the frames of a training batch, counted from 0."""
+
+    @abc.abstractmethod
     def make_batches(
         self, split: str, batch_size: int, num_frames: int = 0
     ) -> Iterable[tuple]:
@@ -199,6 +203,19 @@ class Scenes(Problem):
             image_size=options.image_size,
         )
 
+    def find_training_frames(self, step: int) -> list[str]:
+        options = self.options
+        builder, name = self.open_split("train")
+        return pipelines.load_training_ids(
+            builder,
+            options.batch_size,
+            options.seed,
+            step,
+            options.train_frames,
+            name,
+            options.image_size,
+        )
+
     def make_batches(
         self, split: str, batch_size: int, num_frames: int = 0
     ) -> Iterable[tuple]:
@@ -289,6 +306,19 @@ class SmallImages(Problem):
             seed=options.seed,
             first_step=first_step,
         )
+
+    def find_training_frames(self, step: int) -> list[str]:
+        options, (images, _) = self.options, self.splits["train"]
+        numbers = np.arange(len(images), dtype=np.int32)
+        batches = small_images.make_training_dataset(
+            *small_images.take_evenly(images, numbers, options.train_frames),
+            ("class",),
+            options.batch_size,
+            seed=options.seed,
+            first_step=step,
+        )
+        _, targets, _ = next(iter(batches))
+        return [str(number) for number in targets["class"].numpy()]
 
     def make_batches(
         self, split: str, batch_size: int, num_frames: int = 0
