@@ -13,6 +13,7 @@ from mtl_keras.errors import UserError
 from mtl_keras.experiments.arguments import parse_options
 from mtl_keras.experiments.options import (
     OPTIONS_VERSION,
+    STARTING_OPTIONS,
     EvaluateOptions,
     PredictOptions,
     SeriesOptions,
@@ -200,17 +201,42 @@ def test_options_that_cannot_be_read(tmp_path):
     path = tmp_path / "options.json"
     with pytest.raises(UserError, match=f"no run in {tmp_path}.*train.py"):
         read_options(TrainOptions, path)
-    for content in ("{", "[]", '{"speed": 3}', "3"):
+    for content in ("{", "[]", json.dumps({"version": OPTIONS_VERSION, "x": 3}), "3"):
         path.write_text(content)
         with pytest.raises(UserError, match=f"{path} does not hold the options"):
             read_options(TrainOptions, path)
 
 
-def test_missing_options_take_their_defaults(tmp_path):
-    """Runs from before an option existed can be read."""
+def test_missing_options_take_no_defaults_but_those_of_starting(tmp_path):
     path = tmp_path / "options.json"
-    path.write_text(json.dumps({"version": OPTIONS_VERSION, "epochs": 3}))
+    write_options(TrainOptions(epochs=3), path)
+    values = json.loads(path.read_text())
+    for name in STARTING_OPTIONS:
+        del values[name]
+    path.write_text(json.dumps(values))
     assert read_options(TrainOptions, path) == TrainOptions(epochs=3)
+    del values["seed"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="options.json does not hold .*seed is missing"):
+        read_options(TrainOptions, path)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("epochs", "3"),
+        ("learning_rate", None),
+        ("tasks", 3),
+        ("flip", 1),
+        ("steps", True),
+    ],
+)
+def test_options_of_another_type_are_refused(name, value, tmp_path):
+    path = tmp_path / "options.json"
+    write_options(TrainOptions(), path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(UserError, match=f"does not hold .*{name} is {value!r}"):
+        read_options(TrainOptions, path)
 
 
 @pytest.mark.parametrize(

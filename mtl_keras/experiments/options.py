@@ -513,14 +513,17 @@ def override(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 def write_options(options: Any, path: pathlib.Path) -> None:
     """Writes options as JSON."""
     values = {"version": OPTIONS_VERSION, **dataclasses.asdict(options)}
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)  # whole, whenever it is there
 
 
 def read_options(options_class: type, path: pathlib.Path) -> Any:
     """Reads what `write_options` wrote.
 
     Raises:
-        UserError: if the file is missing or does not hold such options.
+        UserError: if the file is missing, is of another version or does not hold all
+            of these options; those of how a run is started may be left out.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -531,23 +534,37 @@ def read_options(options_class: type, path: pathlib.Path) -> Any:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         version = values.pop("version", 1)
-        values = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in values.items()
-        }
-        options = options_class(**values)
+        if version == OPTIONS_VERSION:
+            return _options_from(values, options_class)
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} does not hold the options of a run ({error}); restore the file "
             "or train into another directory."
         ) from error
-    if version != OPTIONS_VERSION:
-        raise UserError(
-            f"{path.parent} is a run of another version of this package, which means "
-            "something else by the same options; train it again in another directory, "
-            "or go on with that version."
-        )
-    return options
+    raise UserError(
+        f"{path.parent} is a run of another version of this package, which means "
+        "something else by the same options; train it again in another directory, or "
+        "go on with that version."
+    )
+
+
+def _options_from(values, options_class):
+    """Options from what `json.loads` returned; raises `ValueError` or `TypeError`."""
+    default = options_class()
+    for field in dataclasses.fields(default):
+        kind = type(getattr(default, field.name))
+        if field.name not in values:
+            if field.name in STARTING_OPTIONS:
+                continue
+            raise ValueError(f"{field.name} is missing")
+        value = values[field.name]
+        if kind is tuple and isinstance(value, list):
+            values[field.name] = tuple(value)
+        elif isinstance(value, bool) != (kind is bool) or not isinstance(
+            value, (int, float) if kind is float else kind
+        ):
+            raise ValueError(f"{field.name} is {value!r}")
+    return options_class(**values)
 
 
 def differing_options(

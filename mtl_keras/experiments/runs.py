@@ -66,11 +66,17 @@ def check_directory(options: TrainOptions) -> pathlib.Path:
                 f"{directory} holds a run with other options ({changes}); choose "
                 "another --output or remove that directory."
             )
-    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    elif directory.exists() and not _is_empty(directory):
         raise UserError(
             f"{directory} exists and is not a run of train.py; choose another --output."
         )
     return directory
+
+
+def _is_empty(path):
+    """Whether a path is a directory that holds nothing, or what a run that was killed
+    before it had written its options left there."""
+    return path.is_dir() and {p.name for p in path.iterdir()} <= {"options.json.part"}
 
 
 @contextlib.contextmanager
