@@ -645,6 +645,45 @@ def test_divergence_is_explained_and_replayed(tmp_path, capsys):
         train.main(["--replay", options.output, "--seed", "3"])
 
 
+def test_a_run_goes_on_with_the_data_it_began_with(tmp_path, monkeypatch):
+    problem = problem_of(dataset="digits", tasks=("class", "reconstruction"))
+    for _ in range(2):
+        evaluation.write_constant_predictor(problem, tmp_path)
+    images, labels = problem.splits["val"]
+    monkeypatch.setitem(problem.splits, "val", (images, 0 * labels))
+    with pytest.raises(UserError, match="not those that it began with .constant_resul"):
+        evaluation.write_constant_predictor(problem, tmp_path)
+    (tmp_path / "constant_result.json").write_text("{")  # damaged: made again
+    evaluation.write_constant_predictor(problem, tmp_path)
+    images, labels = problem.splits["train"]
+    monkeypatch.setitem(problem.splits, "train", (255 - images, labels))
+    with pytest.raises(UserError, match="not those that it began with .constant.json"):
+        evaluation.write_constant_predictor(problem, tmp_path)
+
+
+def test_logs_that_cannot_be_written_do_not_stop_a_training(tmp_path, capsys):
+    calls = []
+
+    class Full(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            calls.append(batch)
+            if batch == 1:
+                raise OSError(28, "No space left on device", "events")
+
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(
+        np.zeros((4, 1)),
+        np.zeros((4, 1)),
+        batch_size=1,
+        callbacks=[callbacks.Dispensable(Full())],
+        verbose=0,
+    )
+    assert calls == [0, 1]
+    said = capsys.readouterr().err
+    assert said.count("Full cannot write") == 1 and "No space left" in said
+
+
 def test_weights_that_the_last_step_spoils(run, monkeypatch):
     directory, _ = run
     problem = problem_of(dataset="digits", tasks=("class",), batch_size=4)

@@ -121,6 +121,9 @@ def start_tensorflow(verbose: bool = False) -> None:
         verbose: bool. Whether what the libraries log is shown, too.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "2")
+    # No file of weights is written while it is read, and some file systems have no
+    # locks.
+    os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
     if not verbose:
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet
         logging.getLogger("absl").setLevel(logging.ERROR)  # of tensorflow-datasets

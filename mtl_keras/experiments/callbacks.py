@@ -1,12 +1,15 @@
 """The callbacks of a run: progress, checkpoints, logs, all of them resumable."""
 
 import csv
+import functools
 import math
 import pathlib
+import sys
 import time
 from typing import Any
 
 import keras
+import tensorflow as tf
 from tqdm import tqdm
 
 from mtl_keras.experiments.board import StepBoard
@@ -112,6 +115,52 @@ class EpochClock(keras.callbacks.Callback):
             writer.writerow(row)
 
 
+class Dispensable(keras.callbacks.Callback):
+    """A callback that a training can do without: if it cannot write, it says so once
+    and is left alone from then on.
+
+    Args:
+        callback: `keras.callbacks.Callback`.
+    """
+
+    HOOKS = (
+        "on_train_begin",
+        "on_epoch_begin",
+        "on_train_batch_begin",
+        "on_train_batch_end",
+        "on_test_begin",
+        "on_test_batch_begin",
+        "on_test_batch_end",
+        "on_test_end",
+        "on_epoch_end",
+        "on_train_end",
+    )
+
+    def __init__(self, callback: keras.callbacks.Callback) -> None:
+        super().__init__()
+        self.callback = callback
+        for hook in self.HOOKS:
+            setattr(self, hook, functools.partial(self._call, hook))
+
+    def set_model(self, model: keras.Model) -> None:
+        self.callback.set_model(model)
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        self.callback.set_params(params)
+
+    def _call(self, hook, *args, **kwargs):
+        try:
+            getattr(self.callback, hook)(*args, **kwargs)
+        except (OSError, tf.errors.OpError) as error:
+            print(
+                f"\nNote: {type(self.callback).__name__} cannot write "
+                f"({' '.join(str(error).split())}); the training goes on without it.",
+                file=sys.stderr,
+            )
+            for name in self.HOOKS:
+                setattr(self, name, lambda *args, **kwargs: None)
+
+
 def make_callbacks(
     directory: pathlib.Path,
     problem: Problem,
@@ -141,7 +190,7 @@ def make_callbacks(
         *([of_whole_frames] if problem.has_crops else []),
         CheckLosses(steps_per_epoch),
         ProgressReport(epochs, steps_per_epoch),
-        EpochClock(directory, problem.options.batch_size),
+        Dispensable(EpochClock(directory, problem.options.batch_size)),
         *plateau,  # before what logs and saves the learning rate
         BestWeights(
             directory / "checkpoints",
@@ -150,7 +199,9 @@ def make_callbacks(
             initial_value_threshold=find_best(directory, tasks).get(monitor),
         ),
         keras.callbacks.CSVLogger(directory / "history.csv", append=True),
-        keras.callbacks.TensorBoard(directory / "tensorboard", write_graph=False),
-        StepBoard(directory, problem, epochs, steps_per_epoch),
+        Dispensable(
+            keras.callbacks.TensorBoard(directory / "tensorboard", write_graph=False)
+        ),
+        Dispensable(StepBoard(directory, problem, epochs, steps_per_epoch)),
         checkpoints,
     ]

@@ -191,8 +191,6 @@ def write_constant_predictor(problem: Problem, directory: pathlib.Path) -> None:
     """Keeps the constant predictor of the training split, and what it scores on the
     validation split."""
     predictor = problem.fit_constant_predictor()
-    path = directory / "constant.json"
-    path.write_text(json.dumps(predictor.constants), encoding="utf-8")
     baseline = ConstantBaseline(problem.make_metrics(), predictor)
     for batch in problem.make_batches("val", problem.options.batch_size):
         baseline.update(Batch([], *batch))
@@ -211,8 +209,32 @@ def write_constant_predictor(problem: Problem, directory: pathlib.Path) -> None:
             "scores are absent.",
             file=sys.stderr,
         )
+    _check_unchanged(directory, predictor.constants, scores)
+    path = directory / "constant.json"
+    path.write_text(json.dumps(predictor.constants), encoding="utf-8")
     path = directory / "constant_result.json"
     path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_unchanged(directory, constants, scores):
+    """Raises `UserError` if a run that goes on has begun with other labels, in which
+    another constant is best or scores otherwise."""
+    for name, found in ("constant.json", constants), ("constant_result.json", scores):
+        try:
+            before = json.loads((directory / name).read_text(encoding="utf-8"))
+            is_same = before.keys() == found.keys() and all(
+                found[key] == before[key]
+                or None not in (found[key], before[key])
+                and np.allclose(found[key], before[key], 1e-4)
+                for key in found
+            )
+        except (OSError, ValueError, TypeError, AttributeError):
+            continue  # the run begins, or the file is damaged and made again
+        if not is_same:
+            raise UserError(
+                f"The data of {directory} are not those that it began with ({name} is "
+                "another); restore them, or train in another directory."
+            )
 
 
 def load_constant_predictor(
