@@ -238,6 +238,22 @@ def test_killed_and_resumed_equals_uninterrupted(place, street_tree):
             np.testing.assert_array_equal(found[key], value, err_msg=key)
 
 
+def test_a_run_that_is_not_written_to_is_evaluated(place, tmp_path):
+    run = place[0] / "run"
+    before = snapshot(run)
+    output = tmp_path / "scores"
+    for _ in range(2):
+        said = succeed("evaluate", "run", "--output", output, cwd=place[0])
+        assert f"Also in {output}: metrics.json, table.md and figures." in said
+    assert snapshot(run) == before
+    assert json.loads((output / "metrics.json").read_text())["frames"] == 2
+    assert (output / "figures" / "val.png").stat().st_size > 0
+    (output / "mine.txt").write_text("")
+    assert "holds something else" in fail(
+        "evaluate", "run", "--output", output, cwd=place[0]
+    )
+
+
 def test_unlabelled_split_is_predicted(place):
     before = (place[0] / "run" / "metrics.json").read_text()
     arguments = ["run", "--split", "test", "--predictions", "--submission", "sent"]

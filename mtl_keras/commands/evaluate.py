@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -31,10 +32,13 @@ from mtl_keras.experiments.options import (
     read_options,
 )
 
+WRITTEN = {"figures", "predictions", "metrics.json", "table.md"}
+
 if TYPE_CHECKING:  # what takes seconds to import waits until the options are read
     import keras
 
     from mtl_keras.data.batches import Batch
+    from mtl_keras.experiments.constant_predictor import ConstantPredictor
     from mtl_keras.experiments.evaluation import Evaluator
     from mtl_keras.experiments.problems import Problem
 
@@ -105,6 +109,7 @@ def compare_any(options: EvaluateOptions) -> None:
 def evaluate(options: EvaluateOptions, directory: pathlib.Path) -> None:
     """Prints and draws what the best checkpoint of a run predicts."""
     trained = read_options(TrainOptions, directory / "options.json")
+    place = choose_place(options, directory)
     start_tensorflow(options.verbose)
     from tqdm import tqdm
 
@@ -124,14 +129,36 @@ def evaluate(options: EvaluateOptions, directory: pathlib.Path) -> None:
     num_frames = problem.count_frames(options.split)
     batch_size = choose_batch_size(options, problem)
     with contextlib.ExitStack() as stack:
-        evaluators = make_evaluators(options, problem, directory, num_frames, stack)
+        predictor = evaluation.load_constant_predictor(problem, directory)
+        evaluators = make_evaluators(
+            options, problem, place, num_frames, predictor, stack
+        )
         batches = load_batches(options, problem, batch_size)
         bar = stack.enter_context(tqdm(total=num_frames, unit="frame", desc="evaluate"))
         results = evaluation.evaluate(
             trainer.network, batches, evaluators, batch_size, bar
         )
-    draw_ranking(options, problem, directory, trainer.network, results["ranking"])
-    report(options, problem, directory, num_frames, results)
+    draw_ranking(options, problem, place, trainer.network, results["ranking"])
+    report(options, problem, directory, place, num_frames, results)
+
+
+def choose_place(options: EvaluateOptions, directory: pathlib.Path) -> pathlib.Path:
+    """The directory that is written to, which is made if it does not exist.
+
+    Raises:
+        UserError: if it cannot be written, or holds something else.
+    """
+    place = pathlib.Path(options.output or directory)
+    if options.output and place.exists():
+        if not place.is_dir() or {path.name for path in place.iterdir()} - WRITTEN:
+            raise UserError(f"{place} holds something else; name another --output.")
+    with contextlib.suppress(OSError):
+        (place / "figures").mkdir(parents=True, exist_ok=True)
+    if not os.access(place / "figures", os.W_OK):
+        raise UserError(
+            f"{place} cannot be written; name a directory for the scores with --output."
+        )
+    return place
 
 
 def choose_batch_size(options: EvaluateOptions, problem: Problem) -> int:
@@ -163,6 +190,7 @@ def make_evaluators(
     problem: Problem,
     directory: pathlib.Path,
     num_frames: int,
+    predictor: ConstantPredictor,
     stack: contextlib.ExitStack,
 ) -> list[Evaluator]:
     """The evaluators that are asked for; `stack` ends their worker processes."""
@@ -172,8 +200,6 @@ def make_evaluators(
     from mtl_keras.serving.submission import SubmissionWriter
 
     figures = directory / "figures"
-    figures.mkdir(exist_ok=True)
-    predictor = evaluation.load_constant_predictor(problem, directory)
     evaluators: list[Evaluator] = [
         evaluation.MapScores(problem.make_metrics()),
         evaluation.ConstantBaseline(problem.make_metrics(), predictor),
@@ -241,16 +267,18 @@ def report(
     options: EvaluateOptions,
     problem: Problem,
     directory: pathlib.Path,
+    place: pathlib.Path,
     num_frames: int,
     results: dict[str, Any],
 ) -> None:
-    """Prints and writes the metric table, or says that there is none."""
+    """Prints and writes the metric table of the run `directory` to `place`, or says
+    that there is none."""
     from mtl_keras.experiments.reports import write_run_report
     from mtl_keras.experiments.runs import find_best
     from mtl_keras.figures.markdown import format_metrics, name_instance_metrics
 
     if options.predictions:
-        print(f"The predicted maps are in {predictions_of(options, directory)}.")
+        print(f"The predicted maps are in {predictions_of(options, place)}.")
     if options.submission:
         print(
             f"The submission is in {options.submission}; pack each folder in it as an "
@@ -259,7 +287,7 @@ def report(
     if all(score is None for score in results["metrics"].values()):
         print(
             f"The split {options.split!r} has no labels: predicted, not evaluated; see "
-            f"{directory / 'figures' / options.split}.png, or write every map with "
+            f"{place / 'figures' / options.split}.png, or write every map with "
             "--predictions."
         )
         return
@@ -288,14 +316,16 @@ def report(
         scores["per_class_iou"],
         scores["instances"],
     )
-    (directory / "metrics.json").write_text(
+    (place / "metrics.json").write_text(
         json.dumps(scores, indent=2) + "\n", encoding="utf-8"
     )
-    (directory / "table.md").write_text(
+    (place / "table.md").write_text(
         f"{title}\n\n{table}\n", encoding="utf-8", errors="surrogateescape"
     )
-    write_run_report(directory)
-    print(f"\n{title}\n\n{table}\n\nAlso in {directory}: report.html.")
+    if place == directory:
+        write_run_report(directory)
+    also = "report.html" if place == directory else "metrics.json, table.md and figures"
+    print(f"\n{title}\n\n{table}\n\nAlso in {place}: {also}.")
 
 
 def predictions_of(options: EvaluateOptions, directory: pathlib.Path) -> pathlib.Path:

@@ -310,6 +310,12 @@ class EvaluateOptions:
     report: str = option(
         "comparison.html", "the page that --compare writes", parse_path
     )
+    output: str = option(
+        "",
+        "where scores, figures and maps of a single run are written (default: into the "
+        "run, with its page)",
+        parse_path,
+    )
     data: str = option(
         "",
         "Cityscapes tree, or folder of MTAN's arrays, to evaluate on (default: the "
