@@ -14,7 +14,7 @@ from PIL import Image
 from test_workers import kill_process
 
 from mtl_keras import cityscapes, workers
-from mtl_keras.data import examples, frames, pipelines, records
+from mtl_keras.data import examples, frames, making, pipelines, records
 from mtl_keras.errors import UserError
 
 ALL = ("semantic", "instance", "depth")
@@ -89,7 +89,7 @@ def test_many_frames_are_made_by_worker_processes(tmp_path):
 
 SCRIPT = """
 import os, sys
-from mtl_keras.data import records
+from mtl_keras.data import making, records
 builder = records.prepare_streets((32, 64), {"train": 33}, 1, "records")
 print("frames:", builder.info.splits["train"].num_examples)
 """
@@ -181,7 +181,7 @@ def test_large_records_are_not_read_through(tmp_path, capsys, monkeypatch):
     def make():
         return records.prepare_streets((32, 64), {"train": 2}, 1, tmp_path)
 
-    monkeypatch.setattr(records, "CHECKED_BYTES", 0)
+    monkeypatch.setattr(making, "CHECKED_BYTES", 0)
     (path,) = make().data_path.glob("*train.tfrecord*")
     capsys.readouterr()
     flip_a_bit(path)
