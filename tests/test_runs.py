@@ -169,6 +169,14 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, what, capsys):
     assert f"{damaged} is damaged" in capsys.readouterr().err
 
 
+def test_checkpoints_of_another_version_are_refused(run):
+    path = run[0] / "checkpoints" / "last" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "version": 2}))
+    with pytest.raises(UserError, match="last is of version 2 of the checkpoints"):
+        resume(run)
+
+
 def test_two_damaged_checkpoints_are_named(run):
     write_checkpoint(run[0], 2, damaged=True)
     write_checkpoint(run[0], 1, "before", damaged=True)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from mtl_keras.commands.console import start_tensorflow
 from mtl_keras.errors import UserError
 from mtl_keras.experiments.arguments import parse_options
+from mtl_keras.experiments.files import write_whole
 from mtl_keras.experiments.options import (
     EvaluateOptions,
     TrainOptions,
@@ -316,12 +317,8 @@ def report(
         scores["per_class_iou"],
         scores["instances"],
     )
-    (place / "metrics.json").write_text(
-        json.dumps(scores, indent=2) + "\n", encoding="utf-8"
-    )
-    (place / "table.md").write_text(
-        f"{title}\n\n{table}\n", encoding="utf-8", errors="surrogateescape"
-    )
+    write_whole(place / "metrics.json", json.dumps(scores, indent=2) + "\n")
+    write_whole(place / "table.md", f"{title}\n\n{table}\n")
     if place == directory:
         write_run_report(directory)
     also = "report.html" if place == directory else "metrics.json, table.md and figures"

@@ -6,7 +6,6 @@ finite in targets, predictions, losses and weights.
 """
 
 import pathlib
-import zipfile
 
 from mtl_keras.commands.console import start_tensorflow
 from mtl_keras.errors import UserError
@@ -38,12 +37,7 @@ def replay(run: str, verbose: bool = False) -> None:
     path = directory / BATCH
     if not path.exists():
         raise UserError(f"{path} is missing: the loss of {directory} was finite.")
-    try:
-        step, frames, batch = read_batch(path)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); train the run again in another directory."
-        ) from error
+    step, frames, batch = read_batch(path)
     keras.utils.set_random_seed(options.seed)  # as train.py does
     problem = open_problem(options)
     epochs, steps = setup.plan_epochs(options, problem.count_frames("train"))

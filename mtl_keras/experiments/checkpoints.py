@@ -10,7 +10,6 @@ before is kept until then and after. `best.weights.h5` is written aside, too;
 
 import hashlib
 import json
-import os
 import pathlib
 import shutil
 import time
@@ -20,6 +19,7 @@ import keras
 import numpy as np
 
 from mtl_keras.errors import StoppedError, UserError
+from mtl_keras.experiments.files import flush, write_whole
 from mtl_keras.experiments.interruption import StopRequest
 
 VERSION = 1
@@ -137,13 +137,13 @@ class Checkpoints(keras.callbacks.Callback):
         (unfinished / METADATA).write_text(json.dumps(metadata), encoding="utf-8")
         write_manifest(unfinished)
         for path in (*unfinished.iterdir(), unfinished):
-            _flush(path)
+            flush(path)
         last, before = self.directory / "last", self.directory / "before"
         if last.exists():
             shutil.rmtree(before, ignore_errors=True)
             last.rename(before)
         unfinished.rename(last)
-        _flush(self.directory)
+        flush(self.directory)
         self._saved = time.monotonic()
 
 
@@ -171,19 +171,16 @@ class BestWeights(keras.callbacks.ModelCheckpoint):
         super().on_epoch_end(epoch, logs)
         if not self.unfinished.exists():
             return
-        _flush(self.unfinished)
+        flush(self.unfinished)
         best, checksums = (self.directory / name for name in (BEST, BEST_CHECKSUMS))
         new = _checksum(self.unfinished)
         # The old one counts as well until the new file is there.
         old = [_checksum(best)] if best.exists() else []
         for accepted in ([new, *old], [new]):
-            aside = checksums.with_suffix(".part")
-            aside.write_text(json.dumps({"sha256": accepted}), encoding="utf-8")
-            _flush(aside)
-            aside.replace(checksums)
+            write_whole(checksums, json.dumps({"sha256": accepted}))
             if self.unfinished.exists():
                 self.unfinished.replace(best)
-            _flush(self.directory)
+            flush(self.directory)
 
 
 def check_best(directory: pathlib.Path) -> None:
@@ -221,12 +218,21 @@ def write_manifest(checkpoint: pathlib.Path) -> None:
 
 
 def find_damage(checkpoint: pathlib.Path) -> str:
-    """What is wrong with a checkpoint, `""` if nothing is."""
+    """What is wrong with a checkpoint, `""` if nothing is; `UserError` if it is of
+    another version."""
     try:
         manifest = _read_json(checkpoint / MANIFEST)
+        if manifest["version"] != VERSION:
+            raise UserError(
+                f"{checkpoint} is of version {manifest['version']} of the checkpoints, "
+                f"and not {VERSION}; go on with the version of this package that made "
+                "it, or train again in another directory."
+            )
         for name in {WEIGHTS, METADATA, *manifest["files"]}:
             if _checksum(checkpoint / name) != manifest["files"][name]:
                 return f"{checkpoint / name} is damaged"
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return f"{checkpoint} is incomplete"
     return ""
@@ -239,12 +245,3 @@ def _read_json(path):
 def _checksum(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path):
-    """Has the disk hold what was written to a file, or renamed in a directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,7 +3,6 @@
 import collections
 import csv
 import dataclasses
-import json
 import math
 import pathlib
 import re
@@ -19,7 +18,7 @@ from mtl_keras.experiments.options import (
     read_options,
 )
 from mtl_keras.experiments.recipes import RECIPES, TABLES, Table
-from mtl_keras.experiments.runs import read_history
+from mtl_keras.experiments.runs import read_history, read_result
 from mtl_keras.experiments.tables import find_published, list_runs, make_sweep
 from mtl_keras.figures.markdown import format_score, format_table
 from mtl_keras.hints import PathLike
@@ -263,30 +262,18 @@ def read_scores(
 ) -> dict[str, Score]:
     """`{metric: Score}` of finished runs that differ in their seed, in the units of
     the columns."""
-    results = [_read_result(path / "result.json") for path in directories]
+    results = [read_result(path / "result.json") for path in directories]
     scores = {}
     for metric in metrics:
+        found = [result[metric] for result in results if metric in result]
         values = [
-            math.nan
-            if result[metric] is None
-            else result[metric] * METRICS[metric].factor
-            for result in results
-            if metric in result
+            math.nan if value is None else value * METRICS[metric].factor
+            for value in found
         ]
         if values:
             std = statistics.stdev(values) if len(values) > 1 else None
             scores[metric] = Score(statistics.mean(values), std, len(values))
     return scores
-
-
-def _read_result(path):
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); remove it and start the training of that "
-            "run once more, which writes it again."
-        ) from error
 
 
 def _read_constants(runs, table):
@@ -295,9 +282,7 @@ def _read_constants(runs, table):
     for seeds in runs.values():
         for directory in seeds.values():
             path = directory / "constant_result.json"
-            found |= (
-                json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-            )
+            found |= read_result(path) if path.exists() else {}
     return {
         metric: found[metric] * METRICS[metric].factor
         for metric in table.metrics

@@ -69,6 +69,35 @@ class ConstantPredictor:
         return np.broadcast_to(np.asarray(constant, np.float32), shape)
 
 
+def check_constants(
+    constants: Mapping[str, Any],
+    tasks: Iterable[str],
+    num_classes: int,
+    image_shape: tuple[int, ...],
+) -> None:
+    """Raises `ValueError` for what is not a constant of each of the tasks.
+
+    Args:
+        constants: as for `ConstantPredictor`, from a file.
+        tasks: names of tasks.
+        num_classes: int.
+        image_shape: `(height, width, channels)` of a median image.
+    """
+    for task in tasks:
+        if task not in constants:
+            raise ValueError(f"there is no {task}")
+        kind, constant = TASKS[task].constant, constants[task]
+        shape = image_shape if kind == "median_image" else ()
+        array = np.asarray(constant)
+        if array.dtype.kind not in "if" or array.shape != shape:
+            raise ValueError(f"{task} is {str(constant)[:40]}")
+        with np.errstate(over="ignore"):
+            is_finite = np.isfinite(array.astype(np.float32)).all()
+        is_class = array.dtype.kind == "i" and 0 <= np.max(array) < num_classes
+        if not is_finite or (kind == "majority" and not is_class):
+            raise ValueError(f"{task} is {str(constant)[:40]}")
+
+
 class _Zero:
     def add(self, values, valid):
         pass

@@ -2,13 +2,14 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from mtl_keras.errors import DivergenceError
+from mtl_keras.errors import DivergenceError, UserError
+from mtl_keras.experiments.files import write_whole
 from mtl_keras.experiments.problems import Problem
 
 SENTENCE, BATCH = "diverged.txt", "diverged.npz"
@@ -68,11 +69,9 @@ def explain_divergence(directory: pathlib.Path, problem: Problem) -> Iterator[No
     except NonFiniteError as error:
         batch = next(iter(problem.make_training_batches(error.step - 1)))
         frames = problem.find_training_frames(error.step - 1)
-        _write_batch(directory / BATCH, error.step, frames, batch)
+        write_batch(directory / BATCH, error.step, frames, batch)
         message = _explain(directory, error, frames, batch[2])
-        (directory / SENTENCE).write_text(
-            message + "\n", encoding="utf-8", errors="surrogateescape"
-        )
+        write_whole(directory / SENTENCE, message + "\n")
         raise DivergenceError(message) from error
 
 
@@ -96,7 +95,10 @@ def _explain(directory, error, frames, masks):
     )
 
 
-def _write_batch(path, step, frames, batch):
+def write_batch(
+    path: pathlib.Path, step: int, frames: Sequence[str], batch: tuple
+) -> None:
+    """Keeps the `(image, targets, masks)` of a step and the names of its frames."""
     image, targets, masks = batch
     arrays = {"step": step, "frames": np.array(frames, dtype=np.str_), "image": image}
     arrays |= {f"target/{task}": target for task, target in targets.items()}
@@ -108,9 +110,16 @@ def _write_batch(path, step, frames, batch):
 
 def read_batch(path: pathlib.Path) -> tuple[int, list[str], tuple]:
     """The step, the frames and the `(image, targets, masks)` that `explain_divergence`
-    kept."""
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    kept; `UserError` if they are damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        step = int(arrays["step"])
+        frames, image = arrays["frames"].tolist(), arrays["image"]
+    except Exception as error:  # of many kinds, by what is damaged
+        raise UserError(
+            f"{path} is damaged ({error}); train the run again in another directory."
+        ) from error
     parts = [
         {
             name.removeprefix(prefix): array
@@ -119,5 +128,4 @@ def read_batch(path: pathlib.Path) -> tuple[int, list[str], tuple]:
         }
         for prefix in ("target/", "mask/")
     ]
-    batch = (arrays["image"], *parts)
-    return int(arrays["step"]), arrays["frames"].tolist(), batch
+    return step, frames, (image, *parts)

@@ -14,6 +14,7 @@ import platform
 from collections.abc import Sequence
 from typing import Any
 
+from mtl_keras.experiments.files import write_whole
 from mtl_keras.workers import count_cores
 
 
@@ -52,9 +53,7 @@ def write_environment(directory: pathlib.Path) -> None:
         if not changed:
             return
         found = {**first, "resumed_with": [*resumed, changed]}
-    unfinished = directory / "environment.json.part"
-    unfinished.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, json.dumps(found, indent=2) + "\n")
 
 
 def _read(path):

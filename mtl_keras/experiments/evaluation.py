@@ -17,7 +17,8 @@ import numpy as np
 
 from mtl_keras.data.batches import Batch
 from mtl_keras.errors import UserError
-from mtl_keras.experiments.constant_predictor import ConstantPredictor
+from mtl_keras.experiments.constant_predictor import ConstantPredictor, check_constants
+from mtl_keras.experiments.files import write_whole
 from mtl_keras.experiments.problems import Problem
 from mtl_keras.figures.objects import ObjectGallery
 from mtl_keras.hints import Tensor
@@ -210,10 +211,9 @@ def write_constant_predictor(problem: Problem, directory: pathlib.Path) -> None:
             file=sys.stderr,
         )
     _check_unchanged(directory, predictor.constants, scores)
-    path = directory / "constant.json"
-    path.write_text(json.dumps(predictor.constants), encoding="utf-8")
-    path = directory / "constant_result.json"
-    path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    write_whole(directory / "constant.json", json.dumps(predictor.constants))
+    text = json.dumps(scores, indent=2) + "\n"
+    write_whole(directory / "constant_result.json", text)
 
 
 def _check_unchanged(directory, constants, scores):
@@ -244,5 +244,13 @@ def load_constant_predictor(
     path = pathlib.Path(directory) / "constant.json"
     if not path.exists():
         raise UserError(f"{path} is missing; train the run with train.py first.")
-    constants = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        constants = json.loads(path.read_text(encoding="utf-8"))
+        shape = (*problem.training_size, 1)
+        check_constants(constants, problem.options.tasks, problem.num_classes, shape)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); restore it, or train the run again in "
+            "another directory."
+        ) from error
     return ConstantPredictor(constants, problem.num_classes)

@@ -38,6 +38,7 @@ from mtl_keras.experiments.arguments import (
     parse_tasks,
     parse_weights,
 )
+from mtl_keras.experiments.files import write_whole
 from mtl_keras.experiments.kinds import EXPORTS, KINDS
 from mtl_keras.experiments.recipes import DATASETS, TABLES, WEIGHTINGS
 from mtl_keras.instances.clustering import METHODS
@@ -519,9 +520,7 @@ def override(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 def write_options(options: Any, path: pathlib.Path) -> None:
     """Writes options as JSON."""
     values = {"version": OPTIONS_VERSION, **dataclasses.asdict(options)}
-    unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)  # whole, whenever it is there
+    write_whole(path, json.dumps(values, indent=2) + "\n")
 
 
 def read_options(options_class: type, path: pathlib.Path) -> Any:
@@ -542,7 +541,7 @@ def read_options(options_class: type, path: pathlib.Path) -> Any:
         version = values.pop("version", 1)
         if version == OPTIONS_VERSION:
             return _options_from(values, options_class)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} does not hold the options of a run ({error}); restore the file "
             "or train into another directory."

@@ -4,7 +4,6 @@ It is made from the files alone, so it can be made again at any time.
 """
 
 import dataclasses
-import json
 import pathlib
 import sys
 
@@ -17,7 +16,12 @@ from mtl_keras.experiments.options import (
     TrainOptions,
     read_options,
 )
-from mtl_keras.experiments.runs import find_best, find_best_scores, read_history
+from mtl_keras.experiments.runs import (
+    find_best,
+    find_best_scores,
+    read_history,
+    read_json,
+)
 from mtl_keras.figures.charts import DASHES, Line, draw_confusion, draw_lines
 from mtl_keras.figures.markdown import in_columns, name_instance_metrics
 from mtl_keras.figures.report import Page, Picture, Section, Table, write_page
@@ -33,6 +37,12 @@ def write_run_report(directory: pathlib.Path) -> None:
         write_page(_make_page(directory), directory / REPORT)
     except UserError as error:
         print(f"Note: there is no new report. {error}", file=sys.stderr)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        print(
+            f"Note: there is no new report, since a file in {directory} does not hold "
+            f"what it should ({error!r}); restore it, or evaluate or train again.",
+            file=sys.stderr,
+        )
 
 
 def _make_page(directory):
@@ -71,10 +81,7 @@ def _read_evaluation(directory, options):
 
 
 def _read_json(path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); remove it.") from error
+    return read_json(path) if path.exists() else {}
 
 
 def _show_scores(directory, options, evaluated):

@@ -35,6 +35,7 @@ from mtl_keras.experiments.checkpoints import (
     find_damage,
     read_position,
 )
+from mtl_keras.experiments.files import write_whole
 from mtl_keras.experiments.options import (
     STARTING_OPTIONS,
     TrainOptions,
@@ -166,7 +167,7 @@ def drop_unfinished_epochs(directory: pathlib.Path) -> None:
         if path.exists():
             lines = path.read_bytes().splitlines(keepends=True)
             kept = finished_epochs(directory)
-            path.write_bytes(b"".join(lines[: kept + 1]) if kept else b"")
+            write_whole(path, b"".join(lines[: kept + 1]) if kept else b"")
 
 
 def read_history(
@@ -224,12 +225,41 @@ def write_result(directory: pathlib.Path) -> None:
         for key, value in last.items()
         if key.startswith("val_")
     }
-    unfinished = directory / "result.json.part"
-    unfinished.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(directory / "result.json")  # whole, whenever it is there
+    write_whole(directory / "result.json", json.dumps(scores, indent=2) + "\n")
     (directory / "diverged.txt").unlink(missing_ok=True)
     if (directory / "checkpoints" / "last").exists():
         shutil.rmtree(directory / "checkpoints" / "before", ignore_errors=True)
+
+
+def read_result(path: pathlib.Path) -> dict[str, float | None]:
+    """The scores in `result.json` or `constant_result.json` by key, `None` for those
+    of an absent task.
+
+    Raises:
+        UserError: if the file holds something else.
+    """
+    found = read_json(path, "start the training of that run once more, which writes it")
+    for key, value in found.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not is_number:
+            raise UserError(
+                f"{path} is damaged ({key} is {value!r}); remove it and start the "
+                "training of that run once more, which writes it again."
+            )
+    return found
+
+
+def read_json(path: pathlib.Path, remedy: str = "evaluate.py writes some") -> dict:
+    """The object in a JSON file of a run; `UserError` if there is something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); remove it and {remedy} again."
+        ) from error
+    return found
 
 
 def is_trained(directory: pathlib.Path, epochs: int) -> bool:
@@ -254,7 +284,7 @@ def load_checkpoint(trainer: MultiTaskTrainer, path: pathlib.Path) -> None:
     """Loads weights, or raises `UserError` if they do not fit the trainer."""
     try:
         trainer.load_weights(path)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, RuntimeError) as error:  # the last: of HDF5
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"{path} does not fit the options in {path.parents[1] / 'options.json'} "
