@@ -6,7 +6,8 @@ from PIL import Image
 
 from mtl_keras import cityscapes
 from mtl_keras.commands import show
-from mtl_keras.data import frames, inspection, pipelines
+from mtl_keras.data import frames, pipelines
+from mtl_keras.data.spreading import take_evenly
 from mtl_keras.experiments.options import TrainOptions
 from mtl_keras.figures.contact_sheet import choose_arrows, number_objects
 from mtl_keras.instances.offsets import encode_offsets
@@ -66,7 +67,7 @@ def test_counts_are_those_of_the_files_and_of_training(clean_tree, label_set):
         record = {kind: array[..., None] for kind, array in frame.items()}
         record["source_width"] = size[1]
         for task, encode in pipelines.ENCODERS.items():
-            valid[task] += int(np.sum(encode(record, label_set)[1]))
+            valid[task] += int(np.sum(encode(record, label_set, "zero")[1]))
     for label in cityscapes.LABELS:
         is_label = np.array(labels) == label.id
         assert tally.class_pixels[label.id] == is_label.sum()
@@ -197,9 +198,9 @@ def test_arrows_point_to_centres():
     assert seen == {26001, 24001, 24002}
 
 
-def test_spread_takes_both_ends():
-    assert inspection.spread(range(10), 4) == [0, 3, 6, 9]
-    assert inspection.spread(range(3), 0) == inspection.spread(range(3), 9) == [0, 1, 2]
+def test_frames_are_taken_evenly():
+    assert take_evenly(range(10), 4) == [0, 3, 5, 8]
+    assert take_evenly(range(3), 0) == take_evenly(range(3), 9) == [0, 1, 2]
 
 
 def test_the_sheet_is_drawn_and_refusals_end_with_1(clean_tree, tmp_path, capsys):

@@ -102,7 +102,8 @@ def inspect(options: TrainOptions, num_frames: int) -> Findings:
     """Looks through the files of a tree, or at `num_frames` frames of each split."""
     from tqdm import tqdm
 
-    from mtl_keras.data import inspection
+    from mtl_keras.data import frames, inspection
+    from mtl_keras.data.spreading import take_evenly
     from mtl_keras.workers import WorkerPool
 
     kinds = inspection.choose_kinds(options.data, options.tasks)
@@ -112,13 +113,13 @@ def inspect(options: TrainOptions, num_frames: int) -> Findings:
     findings, listed = inspection.Findings(), {}
     used = (*options.train_split.split("+"), "train", "val", "test")
     for split in dict.fromkeys(used):
-        files, sentence = inspection.list_files(options.data, split, kinds)
-        if files:
-            listed[split] = files
-        if sentence:
-            findings.refuse(f"files of {split}", sentence, 0)
+        listing = frames.find_frames(options.data, split, kinds)
+        if listing.frames:
+            listed[split] = listing.frames
+        if fault := listing.describe_fault():
+            findings.refuse(f"files of {split}", fault, 0)
     for split, files in listed.items():
-        jobs = inspection.spread(files, num_frames)
+        jobs = take_evenly(files, num_frames)
         bar = tqdm(total=len(jobs), unit="frame", desc=f"look at {split}")
         with WorkerPool(len(jobs)) as pool, bar:
             for job, inspected in zip(jobs, pool.map(look, jobs)):
@@ -135,13 +136,14 @@ def count_rendered(problem: Problem, options: ShowOptions) -> dict[str, Tally]:
     label ids."""
     import numpy as np
 
-    from mtl_keras.data.inspection import Tally, count_batch, spread
+    from mtl_keras.data.inspection import Tally, count_batch
+    from mtl_keras.data.spreading import take_evenly
 
     tallies = {}
     for split in ("train", "val"):
         total = problem.count_frames(split)
         tally = tallies[split] = Tally(total)
-        chosen = {*spread(range(total), options.frames)}
+        chosen = {*take_evenly(range(total), options.frames)}
         has_ids = "instance" in problem.options.tasks
         ids = problem.load_instance_ids(split, 1) if has_ids else [None] * total
         batches = problem.make_batches(split, 1)

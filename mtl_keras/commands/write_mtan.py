@@ -17,6 +17,7 @@ from tqdm import tqdm
 from mtl_keras import streets
 from mtl_keras.data import arrays, examples, frames
 from mtl_keras.data.sources import find_sources
+from mtl_keras.data.spreading import take_evenly
 from mtl_keras.errors import UserError
 from mtl_keras.experiments.arguments import parse_options
 from mtl_keras.experiments.options import WriteMtanOptions
@@ -75,9 +76,7 @@ def plan_tree(options: WriteMtanOptions) -> Plan:
                 f"{options.source} has {len(listed)}."
             )
         jobs[split] = [
-            (files, options.image_size)
-            for index, files in enumerate(listed)
-            if index * count % len(listed) < count
+            (files, options.image_size) for files in take_evenly(listed, count)
         ]
     return Plan(examples.write_frame, jobs)
 

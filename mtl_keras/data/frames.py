@@ -60,28 +60,46 @@ class FrameFiles(NamedTuple):
     paths: dict
 
 
-def list_frames(
-    root: PathLike,
-    split: str,
-    kinds: Sequence[str],
-    left_out: list[str] | None = None,
-) -> list[FrameFiles]:
-    """Finds the frames of a split and makes sure that their files exist.
+class Listing(NamedTuple):
+    """What there is of a split.
+
+    Attributes:
+        split: str.
+        frames: list of `FrameFiles` in the order of their ids, with those of their
+            files that exist.
+        missing: `{frame id: [(path, kind)]}`, the files that do not.
+        repeated: a sentence about two frames of one name, empty if there are none.
+    """
+
+    split: str
+    frames: list[FrameFiles]
+    missing: dict[str, list[tuple[str, str]]]
+    repeated: str = ""
+
+    def describe_fault(self) -> str:
+        """A sentence about what training would refuse, empty if there is nothing."""
+        if self.repeated or not self.missing:
+            return self.repeated
+        absent = [pair for pairs in self.missing.values() for pair in pairs]
+        path, kind = absent[0]
+        count = len(absent) - 1
+        others = f" and {count} more files are" if count else " is"
+        return (
+            f"{path}{others} missing; put {name_archive(kind, self.split)} beside, as "
+            "it is or unpacked, or leave out the task that needs them."
+        )
+
+
+def find_frames(root: PathLike, split: str, kinds: Sequence[str]) -> Listing:
+    """Finds the frames of a split, complete or not.
 
     Args:
         root: the tree, see `sources.find_sources`.
-        split: str, one of `SPLITS`. `"test"` may lack the files of `kinds`; they are
-            left out where they are missing.
+        split: str, one of `SPLITS`. `"test"` may lack the files of `kinds`.
         kinds: the kinds of label files that are needed, of `LABEL_KINDS`.
-        left_out: optional list. If given, frames that lack a file are left out, and a
-            sentence about each is added to it.
-
-    Returns:
-        A list of `FrameFiles` in the order of their ids, empty if the tree does
-        not have the split.
 
     Raises:
-        UserError: if the tree is not one, or names the first missing file.
+        UserError: if the tree is not one.
     """
     sources = find_sources(root)
     folder, ending = find_folder("image", split)
@@ -90,9 +108,10 @@ def list_frames(
             f"{root} is not a Cityscapes tree: it has no folder {folder}; put "
             f"{name_archive('image', split)} into it, as it is or unpacked."
         )
-    found: dict[str, FrameFiles] = {}
-    missing: dict[str, tuple[str, str]] = {}  # by frame, the first path and its kind
-    count = 0
+    found: list[FrameFiles] = []
+    first: dict[str, File] = {}
+    missing: dict[str, list[tuple[str, str]]] = {}
+    repeated = ""
     images = find_files(sources, f"{folder}/{split}", ending)
     for image in sorted(images, key=lambda file: (file.parent.name, file.name)):
         city = image.parent.name
@@ -108,25 +127,47 @@ def list_frames(
                 absent.append((f"{sources[0]}/{path}", kind))
         if isinstance(image, pathlib.Path) and not is_file(image):  # a dead link
             absent.append((str(image), "image"))
-        if frame_id in found:
-            raise UserError(
-                f"{image} and {found[frame_id].paths['image']} have the same name; "
-                "remove one of the two frames, or rename its files."
+        if first.setdefault(frame_id, image) is not image and not repeated:
+            repeated = (
+                f"{image} and {first[frame_id]} have the same name; remove one of the "
+                "two frames, or rename its files."
             )
-        found[frame_id] = FrameFiles(frame_id, paths)
+        found.append(FrameFiles(frame_id, paths))
         if absent:
-            missing[frame_id] = absent[0]
-            count += len(absent)
-    if missing and (left_out is None or len(missing) == len(found)):
-        path, kind = next(iter(missing.values()))
-        others = f" and {count - 1} more files are" if count > 1 else " is"
-        raise UserError(
-            f"{path}{others} missing; put {name_archive(kind, split)} beside, as it is "
-            "or unpacked, or leave out the task that needs them."
-        )
+            missing[frame_id] = absent
+    return Listing(split, found, missing, repeated)
+
+
+def list_frames(
+    root: PathLike,
+    split: str,
+    kinds: Sequence[str],
+    left_out: list[str] | None = None,
+) -> list[FrameFiles]:
+    """Finds the frames of a split and makes sure that their files exist.
+
+    Args:
+        root: see `find_frames`.
+        split: str, likewise. Frames of `"test"` may lack the files of `kinds`.
+        kinds: likewise.
+        left_out: optional list. If given, frames that lack a file are left out, and a
+            sentence about each is added to it.
+
+    Returns:
+        A list of `FrameFiles` in the order of their ids, empty if the tree does
+        not have the split.
+
+    Raises:
+        UserError: if the tree is not one, or names the first missing file.
+    """
+    listing = find_frames(root, split, kinds)
+    missing = listing.missing
+    can_go_on = left_out is not None and len(missing) < len(listing.frames)
+    if listing.repeated or (missing and not can_go_on):
+        raise UserError(listing.describe_fault())
     if left_out is not None:
-        left_out += [f"{path} is missing." for path, _ in missing.values()]
-    return [files for name, files in found.items() if name not in missing]
+        left_out += [f"{absent[0][0]} is missing." for absent in missing.values()]
+    return [files for files in listing.frames if files.frame_id not in missing]
 
 
 def has_files(root: PathLike, kind: str, splits: Sequence[str] = SPLITS) -> bool:

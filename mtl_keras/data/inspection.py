@@ -11,7 +11,7 @@ import dataclasses
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -23,11 +23,8 @@ from mtl_keras.cityscapes import (
     SKY_ID,
     class_index_table,
     evaluated_index_table,
-    find_folder,
-    frame_path,
 )
 from mtl_keras.data import frames
-from mtl_keras.data.sources import File, find_files, find_sources, locate
 from mtl_keras.errors import UserError
 from mtl_keras.hints import PathLike, Size
 from mtl_keras.png import encode_png
@@ -214,44 +211,6 @@ class Findings:
         self._doubtful.setdefault((key, group), remark).count += len(files)
 
 
-def list_files(
-    root: PathLike, split: str, kinds: Sequence[str]
-) -> tuple[list[frames.FrameFiles], str]:
-    """The frames of a split with the files that they have, and what training says if
-    they lack some.
-
-    Args:
-        root: the tree, see `sources.find_sources`.
-        split: str, one of `frames.SPLITS`.
-        kinds: the kinds of label files that training needs, of `frames.LABEL_KINDS`.
-
-    Returns:
-        A list of `frames.FrameFiles`, and a sentence, empty if nothing is missing.
-
-    Raises:
-        UserError: if `root` is not a Cityscapes tree.
-    """
-    try:
-        return frames.list_frames(root, split, kinds), ""
-    except UserError as error:
-        sources = find_sources(root)
-        folder, ending = find_folder("image", split)
-        images = find_files(sources, f"{folder}/{split}", ending)
-        found = []
-        for image in sorted(images, key=lambda file: (file.parent.name, file.name)):
-            frame_id = image.name[: -len(ending)]
-            paths: dict[str, File] = {"image": image}
-            for kind in kinds:
-                city = image.parent.name
-                path = frame_path("", split, frame_id, kind, city).as_posix()
-                if file := locate(sources, path):
-                    paths[kind] = file
-            found.append(frames.FrameFiles(frame_id, paths))
-        if not found:
-            raise
-        return found, str(error)
-
-
 def choose_kinds(root: PathLike, tasks: Iterable[str]) -> list[str]:
     """The kinds of label files of a tree that tasks are trained with."""
     rows = [TASKS[task] for task in tasks]
@@ -259,13 +218,6 @@ def choose_kinds(root: PathLike, tasks: Iterable[str]) -> list[str]:
     optional = {kind for row in rows for kind in row.optional_labels}
     kinds |= {kind for kind in optional if frames.has_files(root, kind)}
     return [kind for kind in frames.LABEL_KINDS if kind in kinds]
-
-
-def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """`count` of the items, spread evenly; all of them if it is 0 or too many."""
-    if not 0 < count < len(items):
-        return [*items]
-    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
 def inspect_frame(

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +16,7 @@ from mtl_keras.cityscapes import (
 )
 from mtl_keras.data.augmentation import Augmentation
 from mtl_keras.data.resizing import resize_record
+from mtl_keras.data.spreading import is_taken_evenly
 from mtl_keras.hints import Size
 from mtl_keras.instances.offsets import NO_LABEL
 from mtl_keras.tasks import TASKS
@@ -317,7 +317,6 @@ class _Frames:
             ),
         )
         if is_part:
-            # Neighbouring frames are of one city and alike: take them evenly.
             records = (
                 records.enumerate()
                 .filter(lambda i, _: is_taken_evenly(i, self.count, self.total))
@@ -334,11 +333,6 @@ class _Frames:
         if self.is_resized:
             decoded = resize_record(decoded, self.image_size)
         return decoded
-
-
-def is_taken_evenly(index: Any, count: int, total: int) -> Any:
-    """Whether an element is one of `count` that are spread evenly over `total`."""
-    return index * count % total < count
 
 
 def without_autotuning(dataset: tf.data.Dataset) -> tf.data.Dataset:

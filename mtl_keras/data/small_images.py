@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from mtl_keras.data.pipelines import is_taken_evenly, without_autotuning
+from mtl_keras.data.pipelines import without_autotuning
+from mtl_keras.data.spreading import is_taken_evenly
 from mtl_keras.errors import UserError
 from mtl_keras.hints import PathLike
 

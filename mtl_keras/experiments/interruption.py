@@ -1,8 +1,8 @@
 """Requests to stop a training, by a signal."""
 
 import contextlib
+import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 
@@ -29,7 +29,7 @@ def listen() -> Iterator[StopRequest]:
         yield request
         return
     numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
-    former = {number: signal.getsignal(number) for number in numbers}
+    former = {n: signal.getsignal(n) or signal.SIG_DFL for n in numbers}
 
     def restore():
         for number, handler in former.items():
@@ -38,11 +38,13 @@ def listen() -> Iterator[StopRequest]:
     def ask(number, frame):
         request.signal = signal.Signals(number)
         restore()
-        print(
+        sentence = (
             f"\n{request.signal.name}: stopping after this step; the signal once more "
-            "ends at once.",
-            file=sys.stderr,
+            "ends at once.\n"
         )
+        # Not `print`: the signal may have come while something is printed.
+        with contextlib.suppress(OSError):
+            os.write(2, sentence.encode())
 
     for number in numbers:
         signal.signal(number, ask)
