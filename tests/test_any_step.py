@@ -1,5 +1,6 @@
 """A training that is stopped after any step goes on as if it had not been."""
 
+import errno
 import json
 import os
 import signal
@@ -156,10 +157,37 @@ def test_checkpoints_within_an_epoch_are_made_by_the_clock(monkeypatch, tmp_path
 
 
 def test_a_second_signal_does_what_it_did_before():
-    with pytest.raises(KeyboardInterrupt), interruption.listen() as request:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert request.signal == signal.SIGINT
-        os.kill(os.getpid(), signal.SIGINT)
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), interruption.listen() as request:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert request.signal == signal.SIGINT
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.parametrize("what", [checkpoints.Checkpoints, checkpoints.BestWeights])
+def test_a_full_disk_is_found_before_hdf5_meets_it(tmp_path, monkeypatch, what):
+    """HDF5 ends the process where it cannot write."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    settings = {"monitor": "loss", "mode": "min"}
+    settings = settings if what is checkpoints.BestWeights else {"steps_per_epoch": 1}
+    saver = what(tmp_path, **settings)
+    saver.set_model(model)
+    saver.on_train_begin()
+    saver.on_epoch_end(0, {"loss": 2.0})
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+    def fail(descriptor, start, size):
+        assert size > 100
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    with pytest.raises(OSError, match="No space left on device: .*weights.h5"):
+        saver.on_epoch_end(1, {"loss": 1.0})
+    assert {p: p.read_bytes() for p in before} == before
 
 
 def test_best_weights_are_whole_for_whoever_reads_them(tmp_path):

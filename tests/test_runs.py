@@ -730,7 +730,7 @@ def test_constant_predictor_of_a_run(tmp_path):
     problem = open_problem(make_options(tmp_path))
     with pytest.raises(UserError, match="constant.json is missing.*train.py"):
         evaluation.load_constant_predictor(problem, tmp_path)
-    values = {"semantic": 3, "depth": 1.5}
+    values = {"semantic": 3, "instance": 0.0, "depth": 1.5}
     (tmp_path / "constant.json").write_text(json.dumps(values))
     predictor = evaluation.load_constant_predictor(problem, tmp_path)
     assert vars(predictor) == {"constants": values, "num_classes": 19}

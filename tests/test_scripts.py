@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -350,7 +351,7 @@ def test_damaged_checkpoints_are_explained(place, street_tree):
     shutil.copytree(place[0] / "run", place[0] / "damaged")
     best = place[0] / "damaged" / "checkpoints" / "best.weights.h5"
     best.write_bytes(best.read_bytes()[:2000])
-    assert "best.weights.h5 does not fit" in fail("evaluate", "damaged", cwd=place[0])
+    assert "best.weights.h5 is damaged" in fail("evaluate", "damaged", cwd=place[0])
     for path in (best.parent / "last").glob("*.h5*"):
         path.write_bytes(b"")
     arguments = ["--data", street_tree, "--output", "damaged", *TINY, "--resume"]
@@ -474,6 +475,6 @@ def test_a_last_step_that_spoils_the_weights_is_told(tmp_path):
     options += ("--train-frames", "64", "--optimizer", "sgd", "--output", "run")
     status, _, errors = call("train", *options, "--learning-rate", "1e30", cwd=tmp_path)
     assert status == 2 and "Traceback" not in errors
-    assert "error: The loss of run became infinite or NaN" in errors
+    assert re.search("error: The loss of .* of run became infinite or NaN", errors)
     assert not (tmp_path / "run" / "result.json").exists()
     assert read_history(tmp_path / "run") == []

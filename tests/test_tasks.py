@@ -53,7 +53,7 @@ def test_unknown_label_sets_are_refused():
 def sky(monkeypatch):
     """A further task: how much sky there is at a pixel, 0 or 1."""
 
-    def encode(record, label_set):
+    def encode(record, label_set, sky):
         is_sky = tf.cast(record["semantic"] == SKY_ID, tf.float32)
         return is_sky, tf.ones_like(is_sky[..., 0], tf.bool)
 

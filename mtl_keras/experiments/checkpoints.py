@@ -10,6 +10,8 @@ before is kept until then and after. `best.weights.h5` is written aside, too;
 
 import hashlib
 import json
+import math
+import os
 import pathlib
 import shutil
 import time
@@ -29,6 +31,7 @@ WEIGHTS, METADATA, METRICS, MANIFEST = (
     "metrics.npz",
     "manifest.json",
 )
+BYTES_PER_ARRAY = 2**12  # that HDF5 and Keras take beside its values, at most
 BEST, BEST_CHECKSUMS = "best.weights.h5", "best.json"
 
 
@@ -129,6 +132,7 @@ class Checkpoints(keras.callbacks.Callback):
         unfinished = self.directory / "unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
+        _make_sure_of_room(self.model, unfinished / WEIGHTS)
         self.model.save_weights(unfinished / WEIGHTS)
         metadata = {"epoch": position.epoch, "batch": position.step}
         if position.step:
@@ -168,6 +172,7 @@ class BestWeights(keras.callbacks.ModelCheckpoint):
         super().on_train_begin(logs)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        _make_sure_of_room(self.model, self.unfinished)
         super().on_epoch_end(epoch, logs)
         if not self.unfinished.exists():
             return
@@ -236,6 +241,24 @@ def find_damage(checkpoint: pathlib.Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return f"{checkpoint} is incomplete"
     return ""
+
+
+def _make_sure_of_room(model, path):
+    """Raises `OSError` if a file of the weights of a model does not fit on its disk or
+    into a quota. HDF5 would not raise it: it takes the process down."""
+    optimizer = getattr(model, "optimizer", None)
+    variables = [*model.variables, *getattr(optimizer, "variables", ())]
+    size = sum(math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in variables)
+    size += BYTES_PER_ARRAY * (len(variables) + 16)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(path, "wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _read_json(path):
