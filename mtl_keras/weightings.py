@@ -54,7 +54,7 @@ class _Weighting(keras.layers.Layer):
 
     def _weigh(self, losses, present):
         """`{task: weight}`, which gets no gradient; 0 for an absent task."""
-        raise NotImplementedError
+        raise NotImplementedError  # of this base class; every weighting has its own
 
     def update(
         self,

@@ -8,7 +8,7 @@ from benchmarks import kills
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="about Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="kills by SIGKILL, as on Linux")
 def test_killed_trainings_come_out_the_same(tmp_path):
     """Before a change of a file, and again later or at some other time."""
     case = kills.CASES[0]
@@ -20,7 +20,7 @@ def test_killed_trainings_come_out_the_same(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="about Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="kills by SIGKILL, as on Linux")
 def test_what_differs_is_found(tmp_path):
     case = kills.CASES[0]
     reference = kills.refer(case, tmp_path)

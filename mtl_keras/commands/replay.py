@@ -49,6 +49,11 @@ def replay(run: str, verbose: bool = False) -> None:
     *_, checkpoints = make_callbacks(directory, problem, epochs, steps)
     start = checkpoints.start
     first = start.epoch * steps + start.step
+    if first >= step:
+        raise UserError(
+            f"The last checkpoint of {directory} was made after step {first}, so that "
+            f"step {step} cannot be run again; its batch is in {path}."
+        )
     print(
         f"{directory} has a checkpoint after step {first}; training up to {step - 1}."
     )

@@ -91,7 +91,7 @@ def _wait_for(path):
     except filelock.Timeout:
         print(f"Waiting for the process that holds {path}.", file=sys.stderr)
         return lock.acquire()
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # of filelock: there are no locks
         raise UserError(
             f"{path.parent} is on a file system without locks, which keep two "
             "processes from making the same records; choose another one with "
