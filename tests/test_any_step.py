@@ -117,6 +117,32 @@ def test_nothing_differs_after_a_stop(monkeypatch, tmp_path, settings):
     assert [row["epoch"] for row in clock] == [0, 1, 2, 3]
 
 
+def test_crops_of_street_scenes_go_on_the_same(monkeypatch, tmp_path, street_tree):
+    settings = {
+        **{"dataset": "scenes", "tasks": ("semantic", "instance", "depth")},
+        **{"data": str(street_tree), "data_dir": str(tmp_path / "data")},
+        **{"backbone": "small", "image_size": (32, 64), "crop": (48, 48)},
+        **{"scales": (0.5, 2.0), "jitter": 0.3, "records": "source"},
+        **{"batch_size": 1, "steps": 2 * STEPS, "epoch_steps": STEPS},
+        **{"likelihoods": TrainOptions().likelihoods, "train_frames": 0},
+        **{"schedule": "poly", "optimizer": "sgd", "learning_rate": 1e-3},
+    }
+    expected = run(monkeypatch, tmp_path / "whole", **settings)
+
+    def ask_in_validation(self, batch, logs=None):
+        if self._epoch == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        watch(self, batch, logs)
+
+    watch = checkpoints.Checkpoints.on_test_batch_end
+    with monkeypatch.context() as patch:  # that of whole frames, apart from Keras's
+        patch.setattr(checkpoints.Checkpoints, "on_test_batch_end", ask_in_validation)
+        with pytest.raises(StoppedError, match="after the steps of epoch 1"):
+            run(monkeypatch, tmp_path / "stopped", **settings)
+    found = run(monkeypatch, tmp_path / "stopped", Ask(step=4), **settings)
+    assert [key for key in expected if found[key] != expected[key]] == []
+
+
 def test_where_a_stop_leaves_the_run(monkeypatch, tmp_path):
     options = TrainOptions(**DIGITS, output=str(tmp_path / "run"))
     make_callbacks = callbacks.make_callbacks

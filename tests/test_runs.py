@@ -633,7 +633,8 @@ def test_divergence_is_explained_and_replayed(tmp_path, capsys):
     step, frames, (images, targets, masks) = divergence.read_batch(
         tmp_path / "run" / "diverged.npz"
     )
-    assert step == 2 and ", ".join(frames) == found[1]
+    assert step == 2 and len(frames) == 32
+    assert found[1] == ", ".join([*frames[:8], "..."])
     digits = open_problem(options).splits["train"]
     numbers = [int(number) for number in frames]
     np.testing.assert_array_equal(images, digits[0][numbers])

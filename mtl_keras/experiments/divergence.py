@@ -12,6 +12,7 @@ from mtl_keras.errors import DivergenceError, UserError
 from mtl_keras.experiments.files import write_whole
 from mtl_keras.experiments.problems import Problem
 
+NAMED = 8  # frames in a sentence; the file of the batch has them all
 SENTENCE, BATCH = "diverged.txt", "diverged.npz"
 
 
@@ -86,7 +87,8 @@ def _explain(directory, error, frames, masks):
     ]
     what = f"The loss of {' and '.join(tasks)}" if tasks else "The total loss"
     when = "after" if error.is_after else "in"
-    on = f" on the frames {', '.join(frames)}" if frames else ""
+    named = [*frames[:NAMED], *(["..."] if len(frames) > NAMED else [])]
+    on = f" on the frames {', '.join(named)}" if named else ""
     return (
         f"{what} of {directory} became infinite or NaN {when} step {error.step}{on}; "
         f"python train.py --replay {directory} shows that step. Train again with a "
