@@ -57,8 +57,9 @@ def measure(run, count, rounds, only, place):
     times = {"predict": [], "files alone": []}
     for _ in range(rounds):
         started = time.perf_counter()
-        predict.predict_all(options, model, camera_of, stems)
+        num_written = predict.predict_all(options, model, camera_of, stems)
         times["predict"].append(time.perf_counter() - started)
+        assert num_written == count
         written = sorted(pathlib.Path(options.output).iterdir())
         times["files alone"].append(time_files(inputs, written))
     return times

@@ -122,8 +122,6 @@ def predict(
         print(f"{note} Name folders and videos to predict them.", file=sys.stderr)
     model, camera_of = open_model(model_path, options)
     check_tasks(model, options.only)
-    batch_size = options.batch_size or limit_batch(8, model.image_size)
-    options = dataclasses.replace(options, batch_size=batch_size)
     directory.mkdir(parents=True, exist_ok=True)
     num_written = 0
     if pictures := [path for path in paths if not is_video[path]]:
@@ -147,6 +145,12 @@ def predict(
         sys.exit(1)
 
 
+def fill_in(options: PredictOptions, model: ServedModel) -> PredictOptions:
+    """The options with the batch size that suits the model, if none is given."""
+    batch_size = options.batch_size or limit_batch(8, model.image_size)
+    return dataclasses.replace(options, batch_size=batch_size)
+
+
 def predict_all(
     options: PredictOptions,
     model: ServedModel,
@@ -166,6 +170,7 @@ def predict_all(
     """
     from tqdm import tqdm
 
+    options = fill_in(options, model)
     num_written = 0
     with (
         concurrent.futures.ThreadPoolExecutor(count_cores()) as pool,
@@ -205,6 +210,7 @@ def predict_video(
     one."""
     from tqdm import tqdm
 
+    options = fill_in(options, model)
     from mtl_keras.serving import videos
 
     with (
