@@ -95,17 +95,20 @@ def train(options: TrainOptions, export: bool = True) -> None:
     """Trains a run, or what is missing of it."""
     import keras
 
-    from mtl_keras.experiments import runs, setup
+    from mtl_keras.experiments import evaluation, runs, setup
     from mtl_keras.experiments.problems import open_problem
     from mtl_keras.experiments.reports import REPORT, write_run_report
 
     setup.check_options(options)
     path = runs.check_directory(options)
-    if not export and (path / "result.json").exists():
+    problem = open_problem(options)
+    reported = problem.reported_split
+    in_table = not export or "/" in options.recipe
+    is_reported = reported == "val" or (path / f"{reported}_result.json").exists()
+    if not export and (path / "result.json").exists() and is_reported:
         if not (path / REPORT).exists():
             write_run_report(path)
         return
-    problem = open_problem(options)
     num_frames = problem.count_frames("train")
     problem.count_frames("val")
     epochs, steps_per_epoch = setup.plan_epochs(options, num_frames)
@@ -121,6 +124,10 @@ def train(options: TrainOptions, export: bool = True) -> None:
         if not runs.is_trained(directory, epochs):
             fit(trainer, problem, directory, epochs, steps_per_epoch)
         draw_history(options, directory)
+        if in_table and not is_reported:
+            runs.restore_last(trainer, directory)
+            network = problem.of_whole_frames(trainer.network)
+            evaluation.write_reported_result(network, problem, directory)
         runs.write_result(directory)
         write_run_report(directory)
         if export:

@@ -16,7 +16,7 @@ from mtl_keras.errors import UserError
 from mtl_keras.hints import Size
 from mtl_keras.png import encode_png
 
-STREETS_SIZES = {"train": 2000, "val": 250}  # scenes that runs learn from
+STREETS_SIZES = {"train": 2000, "val": 250, "test": 250}  # scenes of a split
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import keras
 import numpy as np
+from tqdm import tqdm
 
 from mtl_keras.data.batches import Batch
 from mtl_keras.errors import UserError
@@ -235,6 +236,25 @@ def _check_unchanged(directory, constants, scores):
                 f"The data of {directory} are not those that it began with ({name} is "
                 "another); restore them, or train in another directory."
             )
+
+
+def write_reported_result(
+    network: keras.Model, problem: Problem, directory: pathlib.Path
+) -> None:
+    """Keeps what a network for whole frames scores on the split that tables report, and
+    what the constant predictor does."""
+    predictor = load_constant_predictor(problem, directory)
+    split, batch_size = problem.reported_split, problem.batch_size
+    baseline = ConstantBaseline(problem.make_metrics(), predictor)
+    evaluators = [MapScores(problem.make_metrics()), baseline]
+    batches = (Batch([], *batch) for batch in problem.make_batches(split, batch_size))
+    with tqdm(total=problem.count_frames(split), unit="frame", desc=split) as bar:
+        results = evaluate(network, batches, evaluators, batch_size, bar)
+    for name, key in (
+        (f"constant_{split}_result.json", "constant_predictor"),
+        (f"{split}_result.json", "metrics"),
+    ):
+        write_whole(directory / name, json.dumps(results[key], indent=2) + "\n")
 
 
 def load_constant_predictor(

@@ -93,6 +93,12 @@ class Problem(abc.ABC):
         raise UserError(f"{self.name} has no instances.")
 
     @property
+    def reported_split(self) -> str:
+        """The split whose scores a table reports: one on which nothing was chosen, if
+        the data have one with labels."""
+        return "val"
+
+    @property
     def training_size(self) -> Size:
         """`(height, width)` of the images of a training batch."""
         return self.options.image_size
@@ -159,6 +165,10 @@ class Scenes(Problem):
                 skip_bad=options.skip_bad,
             )
         return self._builders[name], name
+
+    @property
+    def reported_split(self) -> str:
+        return "val" if self.options.data else "test"
 
     @property
     def training_size(self) -> Size:

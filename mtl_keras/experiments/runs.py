@@ -3,6 +3,7 @@
 options.json     the options of train.py
 checkpoints/     best.weights.h5; last/ and before/ to go on from
 result.json      the scores after the last step; diverged.txt if there are none
+test_result.json     those on the split test, of a row of a table
 history.csv      losses, metrics, sigmas and weights by epoch
 epochs.csv       seconds, images per second and learning rate by epoch
 environment.json     machine and versions that it was trained with
@@ -30,6 +31,7 @@ from mtl_keras.experiments.checkpoints import (
     BEST,
     MANIFEST,
     METADATA,
+    WEIGHTS,
     Position,
     check_best,
     find_damage,
@@ -278,6 +280,11 @@ def restore_best(trainer: MultiTaskTrainer, directory: pathlib.Path) -> None:
         raise UserError(f"{path} is missing; train the run with train.py first.")
     check_best(path.parent)
     load_checkpoint(trainer, path)
+
+
+def restore_last(trainer: MultiTaskTrainer, directory: pathlib.Path) -> None:
+    """Loads the last checkpoint of a run."""
+    load_checkpoint(trainer, pathlib.Path(directory) / "checkpoints" / "last" / WEIGHTS)
 
 
 def load_checkpoint(trainer: MultiTaskTrainer, path: pathlib.Path) -> None:

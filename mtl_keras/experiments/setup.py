@@ -281,7 +281,8 @@ def choose_jit(options: TrainOptions) -> bool:
     if options.jit != "auto":
         return options.jit == "on"
     device = keras.distribution.list_devices()[0].split(":")[0]
-    use_jit = device != "cpu"
+    # What JAX does not compile it runs operation by operation.
+    use_jit = device != "cpu" or keras.backend.backend() == "jax"
     state = "on" if use_jit else "off"
     print(f"--jit auto: XLA {state}, this machine trains on {device}.")
     return use_jit
