@@ -13,6 +13,7 @@ import pytest
 from benchmarks import flops
 from benchmarks.processes import ROOT, Worker, WorkerDied
 from benchmarks.variants import Variant, parse_fields, split_fields
+from mtl_keras.experiments.recipes import TABLES
 
 # A 3x3 convolution of stride 2 turns 6x10 pixels into 3x5; then comes a product.
 IMAGES, KERNEL, MATRIX = (2, 6, 10, 4), (3, 3, 4, 8), (3 * 5 * 8, 3)
@@ -76,6 +77,27 @@ serve(Target())
 def read_state(worker):
     status = Path(f"/proc/{worker._process.pid}/status").read_text(encoding="utf-8")
     return next(line for line in status.splitlines() if line.startswith("State"))
+
+
+def test_a_learning_rate_is_chosen_for_each_family():
+    from benchmarks.search import choose_rates, family_of
+
+    table = TABLES["D"]
+    families = {key: family_of(row) for key, row in table.rows.items()}
+    assert families["depth"] == "single" and families["tuned"] == "fixed"
+    assert families["all"] == families["gls"] == "learned"
+    results = {
+        ("semantic", 0.1): {"semantic/miou": 0.5},
+        ("semantic", 0.2): {"semantic/miou": 0.25},  # half as good
+        ("depth", 0.1): {"depth/mean_abs": 1.1},  # a tenth worse
+        ("depth", 0.2): {"depth/mean_abs": 1.0},
+        ("all", 0.1): {"depth/mean_abs": 3.0},
+        ("all", 0.2): {"depth/mean_abs": 2.0},
+    }
+    chosen, lost = choose_rates(table, results)
+    assert chosen == {"single": 0.1, "learned": 0.2}
+    assert lost["single"] == pytest.approx({0.1: 0.05, 0.2: 0.25})
+    assert lost["learned"] == pytest.approx({0.1: 0.5, 0.2: 0.0})
 
 
 def test_a_worker_answers_and_is_stopped_in_between(tmp_path):

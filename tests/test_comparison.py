@@ -51,6 +51,23 @@ def table(tmp_path):
     return comparison.compare_runs(tmp_path / "A", "A")
 
 
+def test_runs_are_compared_on_test_if_all_have_scores_on_it(table, tmp_path):
+    assert "on the val split" in comparison.format_comparison(table)
+    paths = [path for seeds in table.runs.values() for path in seeds.values()]
+    for path in paths:
+        scores = json.loads((path / "result.json").read_text())
+        scores = {key: value / 2 for key, value in scores.items()}
+        (path / "test_result.json").write_text(json.dumps(scores))
+        constants = {key: 2 * value for key, value in CONSTANTS.items()}
+        (path / "constant_test_result.json").write_text(json.dumps(constants))
+    found = comparison.compare_runs(tmp_path / "A", "A")
+    assert "on the test split" in comparison.format_comparison(found)
+    assert found.scores["equal"]["depth/mean_abs"].mean == pytest.approx(0.45)
+    assert found.constants["depth/mean_abs"] == pytest.approx(2.5)
+    (paths[0] / "test_result.json").unlink()
+    assert comparison.compare_runs(tmp_path / "A", "A").scores == table.scores
+
+
 @pytest.fixture
 def sweep(tmp_path):
     scores = {

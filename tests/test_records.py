@@ -405,8 +405,8 @@ def test_a_split_without_frames_is_named(own_tree, tmp_path):
     assert [*prepare(own_tree, tmp_path).info.splits] == ["train", "test"]
     with pytest.raises(UserError, match=f"{own_tree}.*split 'val'.*train, test"):
         prepare(own_tree, tmp_path, splits=("val",))
-    with pytest.raises(UserError, match="rendered streets.*split 'test'.*train, val"):
-        records.prepare("", (32, 64), ALL, tmp_path, splits=("test",))
+    with pytest.raises(UserError, match="rendered streets.*split 'demo'.*val, test"):
+        records.prepare("", (32, 64), ALL, tmp_path, splits=("demo",))
 
 
 def test_only_the_splits_that_are_asked_for_are_made(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mtl_keras.commands import train
+from mtl_keras.data import records
 from mtl_keras.errors import BusyError, DivergenceError, UserError
 from mtl_keras.experiments import (
     callbacks,
@@ -747,6 +748,47 @@ def test_jit_is_on_where_it_pays(monkeypatch, capsys):
         )
         assert setup.choose_jit(TrainOptions(jit="auto")) is expected
         assert device[:3] in capsys.readouterr().out
+
+
+def test_what_jax_does_not_compile_is_slow(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["cpu:0"])
+    assert setup.choose_jit(TrainOptions(jit="auto")) is True
+
+
+def test_a_row_is_scored_on_a_split_on_which_nothing_was_chosen(tmp_path, monkeypatch):
+    """The scores are those of the last step, and are made up for if they are missing;
+    Keras's own evaluation finds the same."""
+    sizes = {"train": 8, "val": 4, "test": 6}
+    monkeypatch.setattr(records, "STREETS_SIZES", sizes)
+    options = make_options(
+        tmp_path / "depth-seed0",
+        recipe="D/depth",
+        tasks=("depth",),
+        weighting="fixed",
+        backbone="small",
+        batch_size=4,
+        epochs=2,
+        data_dir=str(tmp_path),
+        resume=True,
+    )
+    train.train(options, export=False)
+    directory = tmp_path / "depth-seed0"
+    found = runs.read_result(directory / "test_result.json")
+    constant = runs.read_result(directory / "constant_test_result.json")
+    assert found.keys() == constant.keys() == {"depth/mean_abs", "depth/rms"}
+    (directory / "test_result.json").unlink()
+    train.train(options, export=False)
+    assert runs.read_result(directory / "test_result.json") == found
+    problem = open_problem(options)
+    trainer = build_trainer(options)
+    runs.restore_last(trainer, directory)
+    trainer.compile()
+    batches = problem.make_batches("test", 4)
+    expected = trainer.evaluate(batches, return_dict=True, verbose=0)
+    for key, value in found.items():
+        assert value == pytest.approx(expected[key], rel=1e-5), key
+    assert found != runs.read_result(directory / "result.json")
 
 
 def test_a_last_batch_is_predicted_without_another_trace(set_policy):

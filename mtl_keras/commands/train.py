@@ -88,7 +88,8 @@ def check_all(planned: Sequence[TrainOptions]) -> None:
     tasks = dict.fromkeys(task for options in planned for task in options.tasks)
     problem = open_problem(dataclasses.replace(planned[0], tasks=tuple(tasks)))
     setup.plan_epochs(planned[0], problem.count_frames("train"))
-    problem.count_frames("val")
+    for split in ("val", problem.reported_split):
+        problem.count_frames(split)
 
 
 def train(options: TrainOptions, export: bool = True) -> None:
@@ -102,10 +103,10 @@ def train(options: TrainOptions, export: bool = True) -> None:
     setup.check_options(options)
     path = runs.check_directory(options)
     problem = open_problem(options)
-    reported = problem.reported_split
-    in_table = not export or "/" in options.recipe
-    is_reported = reported == "val" or (path / f"{reported}_result.json").exists()
-    if not export and (path / "result.json").exists() and is_reported:
+    is_row = not export or "/" in options.recipe  # of a table or a sweep
+    split = problem.reported_split if is_row else "val"
+    is_reported = (path / runs.RESULTS[split]).exists()
+    if not export and is_reported and (path / runs.RESULTS["val"]).exists():
         if not (path / REPORT).exists():
             write_run_report(path)
         return
@@ -124,7 +125,7 @@ def train(options: TrainOptions, export: bool = True) -> None:
         if not runs.is_trained(directory, epochs):
             fit(trainer, problem, directory, epochs, steps_per_epoch)
         draw_history(options, directory)
-        if in_table and not is_reported:
+        if split != "val" and not is_reported:
             runs.restore_last(trainer, directory)
             network = problem.of_whole_frames(trainer.network)
             evaluation.write_reported_result(network, problem, directory)

@@ -18,7 +18,7 @@ from mtl_keras.experiments.options import (
     read_options,
 )
 from mtl_keras.experiments.recipes import RECIPES, TABLES, Table
-from mtl_keras.experiments.runs import read_history, read_result
+from mtl_keras.experiments.runs import RESULTS, read_history, read_result
 from mtl_keras.experiments.tables import find_published, list_runs, make_sweep
 from mtl_keras.figures.markdown import format_score, format_table
 from mtl_keras.hints import PathLike
@@ -48,16 +48,18 @@ class Score(NamedTuple):
 class Comparison:
     """A table or sweep as far as it is trained.
 
-    `runs` holds by row and seed the run directories, `diverged` by row the number of
-    runs that came to nothing, `scores` by row and metric the `Score` in the units of
-    the columns; `constants` by metric what the constant predictor reaches,
-    `published` by publication and row a value or `None` for each metric.
+    `runs` holds by row and seed the run directories, `split` is what they are scored
+    on, `diverged` by row the number of runs that came to nothing, `scores` by row and
+    metric the `Score` in the units of the columns; `constants` by metric what the
+    constant predictor reaches, `published` by publication and row a value or `None`
+    for each metric.
     """
 
     title: str
     table: Table
     options: TrainOptions
     runs: dict
+    split: str
     diverged: dict
     scores: dict
     constants: dict
@@ -117,17 +119,19 @@ def compare_runs(
             "train some with train.py first."
         )
     title = f"Table {name}, {table.title}" if name else table.title
+    split = find_split(path for seeds in runs.values() for path in seeds.values())
     return Comparison(
         title=f"{title}, {_describe_data(options)}, {_describe_length(options)}",
         table=table,
         options=options,
         runs=runs,
+        split=split,
         diverged={key: diverged[key] for key in order if key in diverged},
         scores={
-            key: read_scores([*seeds.values()], table.metrics)
+            key: read_scores([*seeds.values()], table.metrics, split)
             for key, seeds in runs.items()
         },
-        constants=_read_constants(runs, table),
+        constants=_read_constants(runs, table, split),
         published=find_published(name, pair),
     )
 
@@ -165,9 +169,9 @@ def format_comparison(comparison: Comparison) -> str:
     text = [
         f"**{comparison.title}**",
         format_table(rows, columns),
-        f"Ours: {ours} after the last step, on the val split. Bold: the best of a "
-        "column, and what is no more than one standard deviation (that of the two "
-        f"rows, pooled) away from it. {_describe_training(options)}",
+        f"Ours: {ours} after the last step, on the {comparison.split} split. Bold: the "
+        "best of a column, and what is no more than one standard deviation (that of "
+        f"the two rows, pooled) away from it. {_describe_training(options)}",
     ]
     if any(_uses_laplace(row) for row in table.rows.values()):
         text.append(
@@ -257,12 +261,19 @@ def _count_diverged(root):
     )
 
 
+def find_split(directories: Iterable[pathlib.Path]) -> str:
+    """The split to compare finished runs on: `"test"`, on which nothing was chosen, if
+    each has scores on it, or else `"val"`."""
+    has_test = all((path / RESULTS["test"]).exists() for path in directories)
+    return "test" if has_test else "val"
+
+
 def read_scores(
-    directories: Sequence[pathlib.Path], metrics: Iterable[str]
+    directories: Sequence[pathlib.Path], metrics: Iterable[str], split: str
 ) -> dict[str, Score]:
-    """`{metric: Score}` of finished runs that differ in their seed, in the units of
-    the columns."""
-    results = [read_result(path / "result.json") for path in directories]
+    """`{metric: Score}` on a split of finished runs that differ in their seed, in the
+    units of the columns."""
+    results = [read_result(path / RESULTS[split]) for path in directories]
     scores = {}
     for metric in metrics:
         found = [result[metric] for result in results if metric in result]
@@ -276,12 +287,12 @@ def read_scores(
     return scores
 
 
-def _read_constants(runs, table):
+def _read_constants(runs, table, split):
     """What the constant predictor of the runs reaches, `{metric: float}`."""
     found = {}
     for seeds in runs.values():
         for directory in seeds.values():
-            path = directory / "constant_result.json"
+            path = directory / f"constant_{RESULTS[split]}"
             found |= read_result(path) if path.exists() else {}
     return {
         metric: found[metric] * METRICS[metric].factor

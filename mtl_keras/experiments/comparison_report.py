@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from mtl_keras.errors import UserError
 from mtl_keras.experiments.arguments import as_text, flag_of
-from mtl_keras.experiments.comparison import Score, is_near_best, read_scores
+from mtl_keras.experiments.comparison import (
+    Score,
+    find_split,
+    is_near_best,
+    read_scores,
+)
 from mtl_keras.experiments.options import (
     STARTING_OPTIONS,
     TrainOptions,
@@ -128,7 +133,10 @@ def _warn(options):
 
 
 def _show_scores(groups, warning):
-    scores = {name: read_scores(paths, METRICS) for name, paths in groups.items()}
+    split = find_split(path for paths in groups.values() for path in paths)
+    scores = {
+        name: read_scores(paths, METRICS, split) for name, paths in groups.items()
+    }
     keys = [key for key in METRICS if any(key in row for row in scores.values())]
     rows, best = [], set()
     for i, (name, found) in enumerate(scores.items()):
@@ -140,9 +148,9 @@ def _show_scores(groups, warning):
                 best.add((i, j + 2))
     columns = ["run", "seeds", *(METRICS[key].header for key in keys)]
     note = (
-        "After the last step, on the split val; mean ± standard deviation over seeds. "
-        "Bold and underlined: the best of a column, and what is no more than one "
-        "pooled standard deviation away from it."
+        f"After the last step, on the split {split}; mean ± standard deviation over "
+        "seeds. Bold and underlined: the best of a column, and what is no more than "
+        "one pooled standard deviation away from it."
     )
     table = Table("Scores", columns, rows, frozenset(best), scores=True)
     return Section("Scores", note, [table])

@@ -21,6 +21,7 @@ from mtl_keras.errors import UserError
 from mtl_keras.experiments.constant_predictor import ConstantPredictor, check_constants
 from mtl_keras.experiments.files import write_whole
 from mtl_keras.experiments.problems import Problem
+from mtl_keras.experiments.runs import RESULTS
 from mtl_keras.figures.objects import ObjectGallery
 from mtl_keras.hints import Tensor
 from mtl_keras.instances.objects import ObjectScorer
@@ -214,7 +215,7 @@ def write_constant_predictor(problem: Problem, directory: pathlib.Path) -> None:
     _check_unchanged(directory, predictor.constants, scores)
     write_whole(directory / "constant.json", json.dumps(predictor.constants))
     text = json.dumps(scores, indent=2) + "\n"
-    write_whole(directory / "constant_result.json", text)
+    write_whole(directory / f"constant_{RESULTS['val']}", text)
 
 
 def _check_unchanged(directory, constants, scores):
@@ -251,8 +252,8 @@ def write_reported_result(
     with tqdm(total=problem.count_frames(split), unit="frame", desc=split) as bar:
         results = evaluate(network, batches, evaluators, batch_size, bar)
     for name, key in (
-        (f"constant_{split}_result.json", "constant_predictor"),
-        (f"{split}_result.json", "metrics"),
+        (f"constant_{RESULTS[split]}", "constant_predictor"),
+        (RESULTS[split], "metrics"),
     ):
         write_whole(directory / name, json.dumps(results[key], indent=2) + "\n")
 

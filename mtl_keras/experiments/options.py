@@ -46,6 +46,11 @@ from mtl_keras.instances.decoding import LEFT_OVER, OBJECT_CLASSES, cluster_offs
 from mtl_keras.likelihoods import LIKELIHOODS
 from mtl_keras.tasks import TASKS, tasks_of
 
+
+def _parse_exports(text):
+    return () if text == "none" else parse_kinds(EXPORTS)(text)
+
+
 # Runs of version 1 have half the instance loss, and sigmas stored by position; those of
 # version 2 have other names of label sets and of what the constant predictor says.
 OPTIONS_VERSION = 3
@@ -245,8 +250,8 @@ class TrainOptions:
     export: tuple = option(
         ("tf_saved_model",),
         "formats to export the best checkpoint to, of "
-        f"{', '.join(EXPORTS)}; not for --table and --sweep",
-        parse_kinds(EXPORTS),
+        f"{', '.join(EXPORTS)}, or none; not for --table and --sweep",
+        _parse_exports,
     )
 
 

@@ -48,6 +48,10 @@ from mtl_keras.experiments.options import (
 from mtl_keras.tasks import METRICS, best_metric
 from mtl_keras.training import MultiTaskTrainer
 
+# The scores after the last step, by split; "constant_" before it: those of the constant
+# predictor.
+RESULTS = {"val": "result.json", "test": "test_result.json"}
+
 
 def check_directory(options: TrainOptions) -> pathlib.Path:
     """The run directory, which need not exist yet.
