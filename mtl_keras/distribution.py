@@ -1,6 +1,7 @@
 """Sums and means over all replicas of `tf.distribute`; elsewhere there is only one.
 
-JAX needs none of this: under `keras.distribution` its arrays are already global.
+JAX needs none of them: under `keras.distribution` its arrays are already global. It
+only wants batches that can be cut into equal parts.
 """
 
 from typing import Any
@@ -24,6 +25,13 @@ def replica_context() -> Any:
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
         return None
     return tf.distribute.get_replica_context()  # None outside `strategy.run`
+
+
+def count_devices() -> int:
+    """The number of devices among which the current `keras.distribution`, which is of
+    this thread alone, cuts every batch into equal parts; 1 if there is none."""
+    distribution = keras.distribution.distribution()
+    return distribution.device_mesh.devices.size if distribution else 1
 
 
 def num_replicas() -> int:

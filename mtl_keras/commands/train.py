@@ -110,6 +110,7 @@ def train(options: TrainOptions, export: bool = True) -> None:
         if not (path / REPORT).exists():
             write_run_report(path)
         return
+    setup.distribute(options)
     num_frames = problem.count_frames("train")
     problem.count_frames("val")
     epochs, steps_per_epoch = setup.plan_epochs(options, num_frames)
@@ -158,6 +159,7 @@ def fit(
         setup,
     )
     from mtl_keras.experiments.divergence import explain_divergence
+    from mtl_keras.experiments.validation import make_validation_batches
 
     options = problem.options
     evaluation.write_constant_predictor(problem, directory)
@@ -174,7 +176,7 @@ def fit(
             (
                 None  # see WholeFrameValidation
                 if problem.has_crops
-                else problem.make_batches("val", problem.batch_size)
+                else make_validation_batches(problem)
             ),
             callbacks.make_callbacks(
                 directory, problem, epochs, steps_per_epoch, request

@@ -104,6 +104,18 @@ def make_dataset(
     )
 
 
+def fill_up(dataset: tf.data.Dataset, multiple: int) -> tf.data.Dataset:
+    """Adds masked elements to batches `(images, targets, masks)` until their size is a
+    multiple of a number."""
+
+    def fill(array):
+        num_missing = -tf.shape(array)[0] % multiple
+        others = [[0, 0]] * (array.shape.rank - 1)
+        return tf.pad(array, [[0, num_missing], *others])
+
+    return dataset.map(lambda *batch: tf.nest.map_structure(fill, batch))
+
+
 def load_ids(builder: tfds.core.DatasetBuilder, split: str) -> list[str]:
     """The frame ids of a split, a list of str in the order of `make_dataset`."""
     ids = builder.as_dataset(split, decoders=tfds.decode.PartialDecoding({"id": True}))

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from mtl_keras.data.batches import Batch
+from mtl_keras.experiments.evaluation import predict_batch
 from mtl_keras.experiments.problems import Problem
 from mtl_keras.figures.markdown import format_table
 
@@ -94,7 +95,7 @@ class StepBoard(keras.callbacks.Callback):
         for content in self.problem.make_batches("val", batch_size, num_frames):
             batch = Batch([], *content)
             images = np.asarray(batch.images)  # for networks on every backend
-            gallery.update(batch, network.predict_on_batch(images))
+            gallery.update(batch, predict_batch(network, images, len(images)))
         gallery.result()
         return file.getvalue()
 

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mtl_keras.data.batches import Batch
+from mtl_keras.distribution import count_devices
 from mtl_keras.errors import UserError
 from mtl_keras.experiments.constant_predictor import ConstantPredictor, check_constants
 from mtl_keras.experiments.files import write_whole
@@ -69,8 +70,10 @@ def evaluate(
 def predict_batch(
     network: keras.Model, images: Tensor, batch_size: int
 ) -> dict[str, np.ndarray]:
-    """Predicts a batch by task; a last, smaller one is filled up to `batch_size` and
-    cut again, since the network would be traced anew for its size."""
+    """Predicts a batch by task; a last, smaller one is filled up to `batch_size`, or
+    to what the devices can share evenly, and cut again, since the network would be
+    traced anew for its size."""
+    batch_size += -batch_size % count_devices()
     filled = np.resize(images, (batch_size, *images.shape[1:]))
     predictions = network.predict_on_batch(filled)
     return {task: maps[: len(images)] for task, maps in predictions.items()}

@@ -64,6 +64,7 @@ STARTING_OPTIONS = (
     "data_dir",
     "verbose",
     "export",
+    "strategy",
 )
 
 
@@ -232,6 +233,12 @@ class TrainOptions:
         "auto",
         "compile with XLA; auto: on a GPU only, where it pays",
         choices=("auto", "on", "off"),
+    )
+    strategy: str = option(
+        "none",
+        "devices to train on; mirrored: all of this machine, each with its share of "
+        "every batch (on JAX)",
+        choices=("none", "mirrored"),
     )
     seed: int = option(0, "seed of weights, order and augmentation", parse_seed)
     resume: bool = option(False, "go on with the run in --output where it stopped")

@@ -31,6 +31,37 @@ from mtl_keras.weightings import (
 )
 
 
+def distribute(options: TrainOptions) -> None:
+    """Shares every batch among the devices of this machine, if `--strategy` says so.
+
+    JAX computes as if there were one device: sums over a batch, those of batch
+    normalization included, are over all of it. Must come before the network is built.
+
+    Raises:
+        UserError: on other backends, and for batches that cannot be shared evenly.
+    """
+    if options.strategy == "none":
+        keras.distribution.set_distribution(None)
+        return
+    if keras.backend.backend() != "jax":
+        raise UserError(
+            "--strategy mirrored needs JAX (KERAS_BACKEND=jax): on TensorFlow, batch "
+            "normalization would see the share of one device alone, and other numbers "
+            "would come out than on one device."
+        )
+    devices = keras.distribution.list_devices()
+    if options.batch_size % len(devices):
+        raise UserError(
+            f"--batch-size {options.batch_size} cannot be shared evenly by the "
+            f"{len(devices)} devices of this machine; choose a multiple of "
+            f"{len(devices)}."
+        )
+    print(f"--strategy mirrored: {len(devices)} devices share every batch.")
+    keras.distribution.set_distribution(
+        keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False)
+    )
+
+
 def check_options(options: TrainOptions) -> None:
     """Raises `UserError` for options that contradict one another."""
     for task in options.tasks:

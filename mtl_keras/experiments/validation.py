@@ -1,13 +1,23 @@
-"""Validation on whole frames of a network that is trained on crops of them."""
+"""What a training is validated on, and how, if it is on crops of frames."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
 
+from mtl_keras.data import pipelines
+from mtl_keras.distribution import count_devices
 from mtl_keras.experiments.problems import Problem
 from mtl_keras.training import MultiTaskTrainer
+
+
+def make_validation_batches(problem: Problem) -> Iterable[tuple]:
+    """The batches of the split val, with masked elements at their end where the devices
+    could not share one evenly otherwise."""
+    batches = problem.make_batches("val", problem.batch_size)
+    num_devices = count_devices()
+    return batches if num_devices == 1 else pipelines.fill_up(batches, num_devices)
 
 
 class WholeFrameValidation(keras.callbacks.Callback):
@@ -38,7 +48,7 @@ class WholeFrameValidation(keras.callbacks.Callback):
 
     @functools.cached_property
     def _batches(self):
-        return self.problem.make_batches("val", self.problem.batch_size)
+        return make_validation_batches(self.problem)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         trainer = self._trainer
