@@ -36,6 +36,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 OTHER_OPTIONS = {
     *("--help", "--pictures", "--preset", "--rounds"),  # of the benchmarks
     *("--rest", "--model"),  # of TensorFlow Serving: --rest_api_port, --model_name
+    "--xla",  # of XLA_FLAGS
     *("--requeue", "--time", "--signal", "--open-mode"),  # of Slurm
 }
 MODULE = re.compile(r"python -m ((?:benchmarks|examples|docs)\.\w+)")

@@ -789,6 +789,11 @@ def test_a_row_is_scored_on_a_split_on_which_nothing_was_chosen(tmp_path, monkey
     for key, value in found.items():
         assert value == pytest.approx(expected[key], rel=1e-5), key
     assert found != runs.read_result(directory / "result.json")
+    weights = directory / "checkpoints" / "last" / "latest.weights.h5"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    (directory / "test_result.json").unlink()
+    with pytest.raises(UserError, match="latest.weights.h5.*train the run again"):
+        runs.restore_last(trainer, directory)
 
 
 def test_a_last_batch_is_predicted_without_another_trace(set_policy):

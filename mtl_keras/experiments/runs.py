@@ -287,8 +287,15 @@ def restore_best(trainer: MultiTaskTrainer, directory: pathlib.Path) -> None:
 
 
 def restore_last(trainer: MultiTaskTrainer, directory: pathlib.Path) -> None:
-    """Loads the last checkpoint of a run."""
-    load_checkpoint(trainer, pathlib.Path(directory) / "checkpoints" / "last" / WEIGHTS)
+    """Loads the last checkpoint of a run.
+
+    Raises:
+        UserError: as `restore_best` does.
+    """
+    path = pathlib.Path(directory) / "checkpoints" / "last"
+    if damage := find_damage(path):
+        raise UserError(f"{damage}; train the run again in another directory.")
+    load_checkpoint(trainer, path / WEIGHTS)
 
 
 def load_checkpoint(trainer: MultiTaskTrainer, path: pathlib.Path) -> None:
