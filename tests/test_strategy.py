@@ -78,7 +78,6 @@ def test_a_run_on_jax_goes_on_the_same(tmp_path):
         assert found.read_bytes() == expected.read_bytes(), name
 
 
-@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX shares batches")
 def test_batches_that_cannot_be_shared_evenly_are_refused(monkeypatch):
     devices = ["gpu:0", "gpu:1", "gpu:2"]
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
